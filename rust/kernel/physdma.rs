@@ -1,3 +1,65 @@
 // SPDX-License-Identifier: GPL-2.0
 
 //! DMA from physical addresses, without `struct page`.
+//!
+//! A driver that does DMA has memory that came to it in one of many ways, and a device that wants
+//! addresses and lengths. This module is what lies between. Memory is a physical address and a
+//! length, and nothing else:
+//!
+//! - [`PhysBvec`] is one piece of it, 12 bytes; [`Merge`], [`Cursor`] and [`Limits`] join, walk
+//!   and cut pieces;
+//! - a [`Source`] is where pieces come from, and knows what kind of memory they can be:
+//!   [`ReqBvecs`], [`Pages`], [`Virt`], [`Raw`];
+//! - a [`Client`] is the device; [`Client::map`] makes a source visible to it, and returns the
+//!   [`Segments`] that the driver turns into its own descriptors;
+//! - a [`Mapping`] lives in the request's private data and knows what to undo;
+//! - an [`IovaSpace`] is the two-step IOVA API of the kernel, with its rules in the types.
+//!
+//! One request goes this way, and never back:
+//!
+//! ```text
+//! request -> pieces -> (one range, or piece by piece) -> segments -> the driver's descriptors
+//!                                  \-> Mapping, in the request, unmapped at completion
+//! ```
+//!
+//! C headers: [`include/linux/dma-mapping.h`](srctree/include/linux/dma-mapping.h),
+//! [`include/linux/blk-mq-dma.h`](srctree/include/linux/blk-mq-dma.h)
+
+mod backend;
+mod bvec;
+mod iova;
+mod map;
+mod source;
+
+pub use self::backend::{
+    Backend,
+    Dma,
+    Iova, //
+};
+pub use self::bvec::{
+    Cursor,
+    Limits,
+    Merge,
+    PhysBvec, //
+};
+pub use self::iova::{
+    IovaSpace,
+    Linking,
+    State,
+    Synced, //
+};
+pub use self::map::{
+    Client,
+    Mapping,
+    Path,
+    Segment,
+    Segments, //
+};
+pub use self::source::{
+    Miss,
+    Pages,
+    Raw,
+    Source,
+    Virt, //
+};
+use crate::io::PhysAddr;

@@ -1,0 +1,238 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The calls into the kernel's DMA API that the layer is made of: [`Backend`], and the real one,
+//! [`Dma`].
+//!
+//! A test passes a backend that records what is called, or that fails where it is told to.
+//!
+//! C header: [`include/linux/dma-mapping.h`](srctree/include/linux/dma-mapping.h)
+
+use crate::{
+    bindings,
+    device::{
+        Bound,
+        Device, //
+    },
+    dma::{
+        DataDirection,
+        DmaAddress, //
+    },
+    io::PhysAddr,
+    prelude::*, //
+};
+
+/// A range of IOVA space: the C `struct dma_iova_state`.
+///
+/// What it means is known to the [`Backend`] that allocated it alone.
+#[derive(Clone, Copy)]
+pub struct Iova(bindings::dma_iova_state);
+
+impl Iova {
+    /// A range of `size` bytes at the DMA address `addr`, for backends that are not [`Dma`].
+    pub const fn new(addr: DmaAddress, size: usize) -> Self {
+        Self(bindings::dma_iova_state {
+            addr,
+            __size: size as u64,
+        })
+    }
+
+    /// The DMA address of the first byte.
+    #[inline]
+    pub fn addr(&self) -> DmaAddress {
+        self.0.addr
+    }
+}
+
+/// How memory becomes visible to a device.
+///
+/// [`Dma`] calls the kernel; [`IovaSpace`] and [`Client`] are generic over this trait so that a
+/// test can see each call and fail it.
+///
+/// All methods may be called in atomic context.
+///
+/// [`IovaSpace`]: super::IovaSpace
+/// [`Client`]: super::Client
+pub trait Backend: Copy {
+    /// The IOMMU's smallest page less one, or 0 where pieces of memory cannot be joined:
+    /// `dma_get_merge_boundary()`.
+    fn merge_boundary(self) -> u64;
+
+    /// The most bytes that one mapping may have; 0 for a device that cannot do DMA:
+    /// `dma_max_mapping_size()`.
+    fn max_mapping_size(self) -> usize;
+
+    /// Allocates IOVA space for `size` bytes of which the first are at `phys`:
+    /// `dma_iova_try_alloc()`.
+    ///
+    /// [`None`] where the device is not behind an IOMMU that the DMA API runs, or when the space
+    /// is used up.
+    fn try_alloc(self, phys: PhysAddr, size: usize) -> Option<Iova>;
+
+    /// Links `len` bytes at `phys` into the range at `offset`: `dma_iova_link()`.
+    ///
+    /// # Errors
+    ///
+    /// What the IOMMU driver returns, usually `ENOMEM`.
+    ///
+    /// # Safety
+    ///
+    /// - `iova` was returned by `try_alloc` of this backend and has not been destroyed.
+    /// - Everything in front of `offset` is linked, and nothing behind it.
+    /// - Only the first piece starts off the IOMMU's granule, and only the last ends off it.
+    /// - The memory is RAM that stays allocated until `destroy`.
+    unsafe fn link(
+        self,
+        iova: &mut Iova,
+        phys: PhysAddr,
+        offset: usize,
+        len: usize,
+        dir: DataDirection,
+    ) -> Result;
+
+    /// Makes the first `len` bytes of the range visible to the device: `dma_iova_sync()`.
+    ///
+    /// # Errors
+    ///
+    /// What the IOMMU driver returns.
+    ///
+    /// # Safety
+    ///
+    /// `iova` was returned by `try_alloc` of this backend, has not been destroyed, and its first
+    /// `len` bytes are linked.
+    unsafe fn sync(self, iova: &mut Iova, len: usize) -> Result;
+
+    /// Unlinks the first `linked` bytes and frees the range: `dma_iova_destroy()`.
+    ///
+    /// # Safety
+    ///
+    /// `iova` was returned by `try_alloc` of this backend, has not been destroyed, and exactly its
+    /// first `linked` bytes are linked, with direction `dir`.
+    unsafe fn destroy(self, iova: &mut Iova, linked: usize, dir: DataDirection);
+
+    /// Maps one piece of memory by itself: `dma_map_phys()`.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`: `DMA_MAPPING_ERROR`, for whichever reason. The kernel tells no more.
+    ///
+    /// # Safety
+    ///
+    /// The memory is RAM that stays allocated until `unmap_phys`.
+    unsafe fn map_phys(self, phys: PhysAddr, len: usize, dir: DataDirection) -> Result<DmaAddress>;
+
+    /// Undoes `map_phys`: `dma_unmap_phys()`.
+    ///
+    /// # Safety
+    ///
+    /// `dma` was returned by `map_phys` of this backend for the same `len` and `dir`, and has not
+    /// been unmapped since.
+    unsafe fn unmap_phys(self, dma: DmaAddress, len: usize, dir: DataDirection);
+
+    /// Whether what `map_phys` has mapped must be unmapped: `dma_need_unmap()`.
+    ///
+    /// The answer for a mapping is known after it was made only: the first bounced one changes it.
+    fn need_unmap(self) -> bool;
+}
+
+/// The kernel's DMA API, for one device.
+#[derive(Clone, Copy)]
+pub struct Dma<'a>(&'a Device<Bound>);
+
+impl<'a> Dma<'a> {
+    /// The DMA API for `dev`.
+    #[inline]
+    pub const fn new(dev: &'a Device<Bound>) -> Self {
+        Self(dev)
+    }
+
+    /// The device.
+    #[inline]
+    pub const fn device(self) -> &'a Device<Bound> {
+        self.0
+    }
+}
+
+impl Backend for Dma<'_> {
+    #[inline]
+    fn merge_boundary(self) -> u64 {
+        // SAFETY: The type invariant of `Device` guarantees a valid pointer.
+        // CAST: `c_ulong` has at most 64 bits.
+        unsafe { bindings::dma_get_merge_boundary(self.0.as_raw()) as u64 }
+    }
+
+    #[inline]
+    fn max_mapping_size(self) -> usize {
+        // SAFETY: The type invariant of `Device` guarantees a valid pointer.
+        unsafe { bindings::dma_max_mapping_size(self.0.as_raw()) }
+    }
+
+    #[inline]
+    fn try_alloc(self, phys: PhysAddr, size: usize) -> Option<Iova> {
+        let mut iova = Iova::new(0, 0);
+        // SAFETY: The device is bound, and `iova` is valid for writes.
+        let done =
+            unsafe { bindings::dma_iova_try_alloc(self.0.as_raw(), &mut iova.0, phys, size) };
+        done.then_some(iova)
+    }
+
+    #[inline]
+    unsafe fn link(
+        self,
+        iova: &mut Iova,
+        phys: PhysAddr,
+        offset: usize,
+        len: usize,
+        dir: DataDirection,
+    ) -> Result {
+        // SAFETY: By the safety requirements the range was allocated for this bound device, and
+        // pieces are linked one behind the other.
+        crate::error::to_result(unsafe {
+            bindings::dma_iova_link(
+                self.0.as_raw(),
+                &mut iova.0,
+                phys,
+                offset,
+                len,
+                dir.into(),
+                0,
+            )
+        })
+    }
+
+    #[inline]
+    unsafe fn sync(self, iova: &mut Iova, len: usize) -> Result {
+        // SAFETY: By the safety requirements the range was allocated for this bound device, and
+        // `len` bytes of it are linked.
+        crate::error::to_result(unsafe {
+            bindings::dma_iova_sync(self.0.as_raw(), &mut iova.0, 0, len)
+        })
+    }
+
+    #[inline]
+    unsafe fn destroy(self, iova: &mut Iova, linked: usize, dir: DataDirection) {
+        // SAFETY: By the safety requirements the range was allocated for this bound device, and
+        // `linked` bytes of it are linked in direction `dir`.
+        unsafe { bindings::dma_iova_destroy(self.0.as_raw(), &mut iova.0, linked, dir.into(), 0) }
+    }
+
+    #[inline]
+    unsafe fn map_phys(self, phys: PhysAddr, len: usize, dir: DataDirection) -> Result<DmaAddress> {
+        // SAFETY: The device is bound; the memory is RAM by the safety requirements.
+        let dma = unsafe { bindings::dma_map_phys(self.0.as_raw(), phys, len, dir.into(), 0) };
+        // SAFETY: `dma` comes from `dma_map_phys()` for this device.
+        crate::error::to_result(unsafe { bindings::dma_mapping_error(self.0.as_raw(), dma) })?;
+        Ok(dma)
+    }
+
+    #[inline]
+    unsafe fn unmap_phys(self, dma: DmaAddress, len: usize, dir: DataDirection) {
+        // SAFETY: By the safety requirements this undoes one `map_phys` of the same device.
+        unsafe { bindings::dma_unmap_phys(self.0.as_raw(), dma, len, dir.into(), 0) }
+    }
+
+    #[inline]
+    fn need_unmap(self) -> bool {
+        // SAFETY: The type invariant of `Device` guarantees a valid pointer.
+        unsafe { bindings::dma_need_unmap(self.0.as_raw()) }
+    }
+}

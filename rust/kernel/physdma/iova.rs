@@ -1,0 +1,234 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The two-step IOVA API with its rules in the types: [`IovaSpace`].
+//!
+//! An IOMMU lets scattered memory appear to a device as one range of addresses. The kernel's API
+//! for it allocates the range first, then links memory into it piece by piece, then makes all of
+//! it visible at once, so that the IOMMU's caches are touched once and not once a piece. It has
+//! rules that nothing checks: link in order, without gaps, start and end on the IOMMU's granule
+//! but at the very ends, do not hand out an address before the sync, unlink what was linked and
+//! nothing else. Here they cannot be broken:
+//!
+//! - the object owns the offset, so a piece can go to the next place only;
+//! - an address is to be had from [`IovaSpace<B, Synced>`] alone, which only
+//!   [`sync()`](IovaSpace::sync) makes;
+//! - dropping the object in any state undoes exactly what was done.
+//!
+//! Where the device is not behind an IOMMU there is no object: see [`IovaSpace::try_alloc`].
+//!
+//! C source: [`drivers/iommu/dma-iommu.c`](srctree/drivers/iommu/dma-iommu.c)
+
+use super::{
+    backend::{
+        Backend,
+        Iova, //
+    },
+    PhysBvec, //
+};
+use crate::{
+    dma::{
+        DataDirection,
+        DmaAddress, //
+    },
+    io::PhysAddr,
+    prelude::*, //
+};
+use core::{
+    marker::PhantomData,
+    mem::ManuallyDrop, //
+};
+
+mod private {
+    pub trait Sealed {}
+
+    impl Sealed for super::Linking {}
+    impl Sealed for super::Synced {}
+}
+
+/// The state of an [`IovaSpace`]: [`Linking`] or [`Synced`].
+pub trait State: private::Sealed {}
+
+/// Memory is being linked; the device must not be told about it yet.
+pub enum Linking {}
+
+/// All that is linked is visible to the device.
+pub enum Synced {}
+
+impl State for Linking {}
+impl State for Synced {}
+
+/// A range of IOVA space and the memory that is linked into it.
+///
+/// # Invariants
+///
+/// - `iova` was allocated by `backend` for `size` bytes and has not been destroyed.
+/// - Exactly its first `linked` bytes are linked, in direction `dir`, and `linked <= size`.
+/// - In state [`Synced`], `linked > 0` and the linked bytes are visible to the device.
+///
+/// # Examples
+///
+/// ```
+/// use kernel::{
+///     device::{Bound, Device},
+///     dma::DataDirection,
+///     physdma::{Dma, IovaSpace, PhysBvec},
+/// };
+///
+/// /// Makes two pages one DMA range, if the device is behind an IOMMU.
+/// ///
+/// /// # Safety
+/// ///
+/// /// Both are RAM, and stay allocated until the returned range has been dropped.
+/// unsafe fn join<'a>(
+///     dev: &'a Device<Bound>,
+///     pages: [PhysBvec; 2],
+/// ) -> Result<Option<IovaSpace<Dma<'a>, kernel::physdma::Synced>>> {
+///     let size = pages[0].len() as usize + pages[1].len() as usize;
+///     let Some(mut space) =
+///         IovaSpace::try_alloc(Dma::new(dev), pages[0].phys(), size, DataDirection::ToDevice)
+///     else {
+///         return Ok(None);
+///     };
+///     for page in pages {
+///         // SAFETY: By the safety requirements of this function.
+///         unsafe { space.link(page) }?;
+///     }
+///     space.sync().map(Some)
+/// }
+/// ```
+pub struct IovaSpace<B: Backend, S: State> {
+    backend: B,
+    iova: Iova,
+    linked: usize,
+    size: usize,
+    dir: DataDirection,
+    _state: PhantomData<S>,
+}
+
+impl<B: Backend> IovaSpace<B, Linking> {
+    /// Allocates IOVA space for `size` bytes of memory of which the first are at `first`.
+    ///
+    /// The address of the first byte decides where in an IOMMU page the range starts, so it must
+    /// be the memory that is linked first.
+    ///
+    /// Returns [`None`] where there is no such thing as IOVA space for the device (no IOMMU, or
+    /// one in passthrough mode), where it is used up, and for a `size` of zero. The caller then
+    /// maps piece by piece: [`Backend::map_phys`].
+    ///
+    /// May be called in atomic context.
+    #[inline]
+    pub fn try_alloc(backend: B, first: PhysAddr, size: usize, dir: DataDirection) -> Option<Self> {
+        if size == 0 {
+            return None;
+        }
+        let iova = backend.try_alloc(first, size)?;
+        // INVARIANT: Just allocated, with nothing linked.
+        Some(Self {
+            backend,
+            iova,
+            linked: 0,
+            size,
+            dir,
+            _state: PhantomData,
+        })
+    }
+
+    /// Links `piece` behind what is linked already.
+    ///
+    /// The device does not see it before [`Self::sync`]. May be called in atomic context.
+    ///
+    /// # Errors
+    ///
+    /// - `EINVAL`: the piece is longer than what is left of the range; or it is not the first and
+    ///   does not start on the IOMMU's granule, or what is linked already does not end on it.
+    /// - What the IOMMU driver returns, usually `ENOMEM`.
+    ///
+    /// Nothing has changed then, and the next piece may be tried.
+    ///
+    /// # Safety
+    ///
+    /// The memory is RAM, and stays allocated until this range, in whichever state, has been
+    /// dropped.
+    #[inline]
+    pub unsafe fn link(&mut self, piece: PhysBvec) -> Result {
+        let len = piece.len() as usize;
+
+        if len > self.size - self.linked {
+            return Err(EINVAL);
+        }
+        if self.linked > 0 {
+            let granule = self.backend.merge_boundary();
+            // The range starts where the first piece does in its granule, so its end tells where
+            // the last piece ended in its own.
+            let end = self.iova.addr().wrapping_add(self.linked as DmaAddress);
+            if (u64::from(piece.phys()) | u64::from(end)) & granule != 0 {
+                return Err(EINVAL);
+            }
+        }
+
+        // SAFETY: By the type invariants the range is allocated and linked up to `self.linked`;
+        // the granule has just been checked; the memory is RAM by our own safety requirements.
+        unsafe {
+            self.backend
+                .link(&mut self.iova, piece.phys(), self.linked, len, self.dir)
+        }?;
+        // INVARIANT: `len` more bytes are linked, and there was room for them.
+        self.linked += len;
+        Ok(())
+    }
+
+    /// Makes what is linked visible to the device.
+    ///
+    /// May be called in atomic context.
+    ///
+    /// # Errors
+    ///
+    /// - `EINVAL`: nothing is linked.
+    /// - What the IOMMU driver returns.
+    ///
+    /// The range has been unlinked and freed then.
+    #[inline]
+    pub fn sync(mut self) -> Result<IovaSpace<B, Synced>> {
+        if self.linked == 0 {
+            return Err(EINVAL);
+        }
+        // SAFETY: By the type invariants `self.linked` bytes are linked.
+        unsafe { self.backend.sync(&mut self.iova, self.linked) }?;
+
+        let this = ManuallyDrop::new(self);
+        // INVARIANT: Something is linked, and it was just synced. `this` is not dropped, so there
+        // is still one owner.
+        Ok(IovaSpace {
+            backend: this.backend,
+            iova: this.iova,
+            linked: this.linked,
+            size: this.size,
+            dir: this.dir,
+            _state: PhantomData,
+        })
+    }
+}
+
+impl<B: Backend> IovaSpace<B, Synced> {
+    /// The DMA address of the first byte of the range.
+    #[inline]
+    pub fn addr(&self) -> DmaAddress {
+        self.iova.addr()
+    }
+
+    /// The length of the range in bytes: the sum of all pieces that were linked; never zero.
+    #[inline]
+    #[expect(clippy::len_without_is_empty)] // It never is.
+    pub fn len(&self) -> usize {
+        self.linked
+    }
+}
+
+impl<B: Backend, S: State> Drop for IovaSpace<B, S> {
+    /// Takes the memory away from the device and frees the range, with one invalidation.
+    #[inline]
+    fn drop(&mut self) {
+        // SAFETY: By the type invariants exactly `self.linked` bytes are linked in `self.dir`.
+        unsafe { self.backend.destroy(&mut self.iova, self.linked, self.dir) }
+    }
+}

@@ -1,0 +1,297 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Where memory comes from: [`Source`], and the sources.
+//!
+//! Twelve bytes carry no provenance, so the type of the source does. A source that is made of
+//! pages knows that what no provider owns is RAM ([`Miss::Ram`]); a list of raw addresses does not
+//! ([`Miss::Refuse`]), and is never taken for RAM by default: a transfer to the wrong place would
+//! be reported as a success.
+
+use super::{
+    Merge,
+    PhysBvec, //
+};
+use crate::{
+    bindings,
+    io::PhysAddr,
+    page::{
+        Page,
+        PAGE_MASK,
+        PAGE_SIZE, //
+    },
+    prelude::*, //
+};
+
+/// What memory is that no provider has registered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Miss {
+    /// RAM.
+    Ram,
+    /// Unknown: it must not be mapped.
+    Refuse,
+}
+
+mod private {
+    pub trait Sealed {}
+}
+
+/// Memory to be mapped for a device, in order, as [`PhysBvec`]s.
+///
+/// Implemented by [`ReqBvecs`], [`Virt`], [`Pages`] and [`Raw`].
+pub trait Source: private::Sealed {
+    /// What a piece is that no provider has registered.
+    const MISS: Miss;
+
+    /// The length of all pieces in bytes.
+    fn bytes(&self) -> usize;
+
+    /// All address bits in which two neighbouring pieces do not fit together: where the one ends
+    /// and the next one starts, or'ed. The pieces can be made one DMA range if none of these bits
+    /// is in the merge boundary.
+    fn gaps(&self) -> u64;
+
+    /// The next piece, as long as neighbouring memory makes it.
+    fn next(&mut self) -> Option<PhysBvec>;
+}
+
+/// A list of raw physical addresses, of which nothing is known but what the provider registry
+/// says.
+///
+/// # Examples
+///
+/// ```
+/// use kernel::physdma::{PhysBvec, Raw, Source};
+///
+/// let list = [
+///     PhysBvec::new(0x1000, 0x1000).ok_or(EINVAL)?,
+///     PhysBvec::new(0x8000, 0x200).ok_or(EINVAL)?,
+/// ];
+/// let mut source = Raw::new(&list)?;
+/// assert_eq!(source.bytes(), 0x1200);
+/// assert_eq!(source.next(), Some(list[0]));
+/// # Ok::<(), Error>(())
+/// ```
+pub struct Raw<'r>(List<'r>);
+
+impl<'r> Raw<'r> {
+    /// The pieces of `list`, in order.
+    ///
+    /// # Errors
+    ///
+    /// - `EINVAL`: the list is empty.
+    /// - `EOVERFLOW`: the sum of the lengths does not fit a `usize`.
+    pub fn new(list: &'r [PhysBvec]) -> Result<Self> {
+        List::new(list).map(Self)
+    }
+}
+
+impl private::Sealed for Raw<'_> {}
+
+impl Source for Raw<'_> {
+    const MISS: Miss = Miss::Refuse;
+
+    fn bytes(&self) -> usize {
+        self.0.bytes
+    }
+
+    fn gaps(&self) -> u64 {
+        self.0.gaps
+    }
+
+    fn next(&mut self) -> Option<PhysBvec> {
+        self.0.pieces.next()
+    }
+}
+
+/// A list of pieces with its sum and its gaps, which take one pass.
+struct List<'r> {
+    pieces: Merge<core::iter::Copied<core::slice::Iter<'r, PhysBvec>>>,
+    bytes: usize,
+    gaps: u64,
+}
+
+impl<'r> List<'r> {
+    fn new(list: &'r [PhysBvec]) -> Result<Self> {
+        let mut bytes = 0usize;
+        let mut gaps = 0u64;
+        let mut prev: Option<PhysBvec> = None;
+
+        for &piece in list {
+            bytes = bytes.checked_add(piece.len() as usize).ok_or(EOVERFLOW)?;
+            if let Some(prev) = prev {
+                if prev.join(piece).is_none() {
+                    gaps |= u64::from(prev.end()) | u64::from(piece.phys());
+                }
+            }
+            prev = Some(piece);
+        }
+        if bytes == 0 {
+            return Err(EINVAL);
+        }
+
+        Ok(Self {
+            pieces: Merge::new(list.iter().copied()),
+            bytes,
+            gaps,
+        })
+    }
+}
+
+/// Whole pages of RAM, of which the first and the last may be used in part.
+pub struct Pages<'p> {
+    pieces: Merge<PageIter<'p>>,
+    bytes: usize,
+}
+
+struct PageIter<'p> {
+    pages: core::slice::Iter<'p, Page>,
+    offset: usize,
+    left: usize,
+}
+
+impl Iterator for PageIter<'_> {
+    type Item = PhysBvec;
+
+    fn next(&mut self) -> Option<PhysBvec> {
+        if self.left == 0 {
+            return None;
+        }
+        let page = self.pages.next()?;
+        let len = self.left.min(PAGE_SIZE - self.offset);
+        // SAFETY: `page` points to a `struct page`, by the type invariants of `Page`.
+        let phys = unsafe { bindings::page_to_phys(page.as_ptr()) } + self.offset as PhysAddr;
+
+        self.offset = 0;
+        self.left -= len;
+        // CAST: `len` is at most `PAGE_SIZE`.
+        PhysBvec::new(phys, len as u32)
+    }
+}
+
+impl<'p> Pages<'p> {
+    /// The `bytes` bytes from `offset` on of the memory that `pages` make up.
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL`: `bytes` is zero, `offset` is not within the first page, or the pages are fewer
+    /// than that.
+    ///
+    /// # Safety
+    ///
+    /// The pages stay allocated until what is mapped from this source has been unmapped, and the
+    /// CPU does not touch them meanwhile where the device writes.
+    pub unsafe fn new(pages: &'p [Page], offset: usize, bytes: usize) -> Result<Self> {
+        let end = offset.checked_add(bytes).ok_or(EINVAL)?;
+        if bytes == 0 || offset >= PAGE_SIZE || end.div_ceil(PAGE_SIZE) > pages.len() {
+            return Err(EINVAL);
+        }
+        Ok(Self {
+            pieces: Merge::new(PageIter {
+                pages: pages.iter(),
+                offset,
+                left: bytes,
+            }),
+            bytes,
+        })
+    }
+}
+
+impl private::Sealed for Pages<'_> {}
+
+impl Source for Pages<'_> {
+    const MISS: Miss = Miss::Ram;
+
+    fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    fn gaps(&self) -> u64 {
+        // Neighbours meet at a page's end and the next one's start.
+        PAGE_MASK as u64
+    }
+
+    fn next(&mut self) -> Option<PhysBvec> {
+        self.pieces.next()
+    }
+}
+
+/// Memory at a kernel virtual address: from `kmalloc()`, `vmalloc()`, a stack or a static.
+pub struct Virt<'v> {
+    pieces: Merge<VirtIter<'v>>,
+    bytes: usize,
+}
+
+struct VirtIter<'v> {
+    rest: &'v [u8],
+}
+
+impl Iterator for VirtIter<'_> {
+    type Item = PhysBvec;
+
+    fn next(&mut self) -> Option<PhysBvec> {
+        let addr = self.rest.as_ptr();
+        let len = self
+            .rest
+            .len()
+            .min(PAGE_SIZE - (addr as usize & !PAGE_MASK));
+
+        let (_, rest) = self.rest.split_at(len);
+        self.rest = rest;
+        // `Virt::new` has seen that this works for every page.
+        PhysBvec::new(virt_to_phys(addr)?, len as u32)
+    }
+}
+
+/// The physical address of the byte at `addr`, if it is RAM that the kernel has mapped.
+fn virt_to_phys(addr: *const u8) -> Option<PhysAddr> {
+    let mut phys = 0;
+    // SAFETY: The helper looks at the address, not at the memory, and may be given any.
+    unsafe { bindings::physdma_virt_to_phys(addr.cast(), &mut phys) }.then_some(phys)
+}
+
+impl<'v> Virt<'v> {
+    /// The memory that `buf` occupies.
+    ///
+    /// # Errors
+    ///
+    /// - `EINVAL`: the buffer is empty.
+    /// - `EFAULT`: a part of it is not RAM, such as an I/O mapping.
+    ///
+    /// # Safety
+    ///
+    /// The memory stays allocated until what is mapped from this source has been unmapped, and the
+    /// CPU does not touch it meanwhile where the device writes.
+    pub unsafe fn new(buf: &'v [u8]) -> Result<Self> {
+        if buf.is_empty() {
+            return Err(EINVAL);
+        }
+        let start = buf.as_ptr() as usize & PAGE_MASK;
+        let end = buf.as_ptr() as usize + buf.len();
+        for page in (start..end).step_by(PAGE_SIZE) {
+            virt_to_phys(page as *const u8).ok_or(EFAULT)?;
+        }
+        Ok(Self {
+            pieces: Merge::new(VirtIter { rest: buf }),
+            bytes: buf.len(),
+        })
+    }
+}
+
+impl private::Sealed for Virt<'_> {}
+
+impl Source for Virt<'_> {
+    const MISS: Miss = Miss::Ram;
+
+    fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    fn gaps(&self) -> u64 {
+        // Neighbours meet at a page's end and the next one's start.
+        PAGE_MASK as u64
+    }
+
+    fn next(&mut self) -> Option<PhysBvec> {
+        self.pieces.next()
+    }
+}

@@ -1,0 +1,211 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The two-step IOVA typestate: each call and its order, each way to fail, and what dropping it
+//! undoes in each state.
+
+use kernel::prelude::*;
+
+#[kunit_tests(physdma_iova)]
+mod tests {
+    use super::super::recorder::{
+        Call,
+        Recorder,
+        BASE,
+        FAULT, //
+    };
+    use kernel::{
+        dma::DataDirection::{
+            FromDevice,
+            ToDevice, //
+        },
+        physdma::{
+            IovaSpace,
+            Linking,
+            PhysBvec, //
+        },
+        prelude::*, //
+    };
+
+    fn piece(phys: u64, len: u32) -> Result<PhysBvec> {
+        PhysBvec::new(phys, len).ok_or(EINVAL)
+    }
+
+    fn alloc(
+        recorder: &Recorder,
+        first: u64,
+        size: usize,
+    ) -> Result<IovaSpace<&Recorder, Linking>> {
+        IovaSpace::try_alloc(recorder, first, size, FromDevice).ok_or(ENODEV)
+    }
+
+    #[test]
+    fn calls_in_order() -> Result {
+        let recorder = Recorder::new();
+        let mut space = alloc(&recorder, 0x5800, 0x2000)?;
+        // SAFETY: The recorder touches no memory; here and below.
+        unsafe {
+            space.link(piece(0x5800, 0x800)?)?;
+            space.link(piece(0x9000, 0x1000)?)?;
+            space.link(piece(0x2000, 0x800)?)?;
+        }
+        let space = space.sync()?;
+        assert_eq!(space.addr(), BASE + 0x800);
+        assert_eq!(space.len(), 0x2000);
+        drop(space);
+
+        assert!(recorder.called(&[
+            Call::TryAlloc {
+                phys: 0x5800,
+                size: 0x2000
+            },
+            Call::Link {
+                phys: 0x5800,
+                offset: 0,
+                len: 0x800
+            },
+            Call::Link {
+                phys: 0x9000,
+                offset: 0x800,
+                len: 0x1000
+            },
+            Call::Link {
+                phys: 0x2000,
+                offset: 0x1800,
+                len: 0x800
+            },
+            Call::Sync { len: 0x2000 },
+            Call::Destroy { linked: 0x2000 },
+        ]));
+        assert!(recorder.clean());
+        Ok(())
+    }
+
+    #[test]
+    fn none_without_iommu_or_size() {
+        let recorder = Recorder::direct();
+        assert!(IovaSpace::try_alloc(&recorder, 0x1000, 0x1000, ToDevice).is_none());
+
+        let recorder = Recorder::new();
+        assert!(IovaSpace::try_alloc(&recorder, 0x1000, 0, ToDevice).is_none());
+        assert!(recorder.called(&[]));
+    }
+
+    #[test]
+    fn drop_in_each_state() -> Result {
+        // Allocated; one piece linked; two.
+        for links in 0..3u32 {
+            let recorder = Recorder::new();
+            let mut space = alloc(&recorder, 0x1000, 0x3000)?;
+            for i in 0..links {
+                // SAFETY: As above.
+                unsafe { space.link(piece(0x1000 + 0x2000 * u64::from(i), 0x1000)?) }?;
+            }
+            drop(space);
+            let linked = links as usize * 0x1000;
+            assert_eq!(recorder.count(|call| *call == Call::Destroy { linked }), 1);
+            assert!(recorder.clean());
+        }
+
+        // Synced, with less linked than was allocated.
+        let recorder = Recorder::new();
+        let mut space = alloc(&recorder, 0x1000, 0x3000)?;
+        // SAFETY: As above.
+        unsafe { space.link(piece(0x1000, 0x1000)?) }?;
+        let space = space.sync()?;
+        assert_eq!(space.len(), 0x1000);
+        drop(space);
+        assert_eq!(
+            recorder.count(|call| *call == Call::Destroy { linked: 0x1000 }),
+            1
+        );
+        assert!(recorder.clean());
+        Ok(())
+    }
+
+    #[test]
+    fn link_fails() -> Result {
+        for good in 0..3u32 {
+            let recorder = Recorder::new();
+            recorder.fail_after(good as usize);
+            let mut space = alloc(&recorder, 0x1000, 0x4000)?;
+            for i in 0..good {
+                // SAFETY: As above.
+                unsafe { space.link(piece(0x1000 + 0x2000 * u64::from(i), 0x1000)?) }?;
+            }
+            // SAFETY: As above.
+            assert_eq!(unsafe { space.link(piece(0x9000, 0x1000)?) }, Err(FAULT));
+            drop(space);
+            let linked = good as usize * 0x1000;
+            assert_eq!(recorder.count(|call| *call == Call::Destroy { linked }), 1);
+            assert!(recorder.clean());
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn sync_fails() -> Result {
+        let recorder = Recorder::new();
+        recorder.fail_after(1);
+        let mut space = alloc(&recorder, 0x1000, 0x1000)?;
+        // SAFETY: As above.
+        unsafe { space.link(piece(0x1000, 0x1000)?) }?;
+        assert_eq!(space.sync().err(), Some(FAULT));
+        assert_eq!(
+            recorder.count(|call| *call == Call::Destroy { linked: 0x1000 }),
+            1
+        );
+        assert!(recorder.clean());
+        Ok(())
+    }
+
+    #[test]
+    fn sync_of_nothing() -> Result {
+        let recorder = Recorder::new();
+        assert_eq!(alloc(&recorder, 0x1000, 0x1000)?.sync().err(), Some(EINVAL));
+        assert!(recorder.called(&[
+            Call::TryAlloc {
+                phys: 0x1000,
+                size: 0x1000
+            },
+            Call::Destroy { linked: 0 },
+        ]));
+        assert!(recorder.clean());
+        Ok(())
+    }
+
+    #[test]
+    fn too_long() -> Result {
+        let recorder = Recorder::new();
+        let mut space = alloc(&recorder, 0x1000, 0x1800)?;
+        // SAFETY: As above.
+        unsafe {
+            assert_eq!(space.link(piece(0x1000, 0x2000)?), Err(EINVAL));
+            space.link(piece(0x1000, 0x1000)?)?;
+            assert_eq!(space.link(piece(0x5000, 0x1000)?), Err(EINVAL));
+            // What is refused changes nothing.
+            space.link(piece(0x5000, 0x800)?)?;
+        }
+        assert_eq!(space.sync()?.len(), 0x1800);
+        assert!(recorder.clean());
+        Ok(())
+    }
+
+    #[test]
+    fn off_the_granule() -> Result {
+        let recorder = Recorder::new();
+        let mut space = alloc(&recorder, 0x1200, 0x4000)?;
+        // SAFETY: As above.
+        unsafe {
+            // The first may start anywhere.
+            space.link(piece(0x1200, 0xe00)?)?;
+            // No other may.
+            assert_eq!(space.link(piece(0x5200, 0xe00)?), Err(EINVAL));
+            // One that ends off the granule can only be the last.
+            space.link(piece(0x8000, 0x600)?)?;
+            assert_eq!(space.link(piece(0x9000, 0x1000)?), Err(EINVAL));
+        }
+        assert_eq!(space.sync()?.len(), 0x1400);
+        assert!(recorder.clean());
+        Ok(())
+    }
+}

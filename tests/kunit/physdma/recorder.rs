@@ -1,0 +1,218 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! A backend that records what the layer calls, fails where it is told to, and knows at any time
+//! what has not been undone.
+
+use core::cell::{
+    Cell,
+    RefCell, //
+};
+use kernel::{
+    dma::{
+        DataDirection,
+        DmaAddress, //
+    },
+    io::PhysAddr,
+    physdma::{
+        Backend,
+        Iova, //
+    },
+    prelude::*, //
+};
+
+/// What was called, in the words of the DMA API.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Call {
+    TryAlloc {
+        phys: PhysAddr,
+        size: usize,
+    },
+    Link {
+        phys: PhysAddr,
+        offset: usize,
+        len: usize,
+    },
+    Sync {
+        len: usize,
+    },
+    Destroy {
+        linked: usize,
+    },
+    MapPhys {
+        phys: PhysAddr,
+        len: usize,
+    },
+    UnmapPhys {
+        dma: DmaAddress,
+        len: usize,
+    },
+}
+
+/// The errno with which the recorder fails a call.
+pub(crate) const FAULT: Error = ENOSPC;
+
+/// Where IOVA space starts, and how far single mappings are moved.
+pub(crate) const BASE: DmaAddress = 0x1_0000_0000;
+
+pub(crate) struct Recorder {
+    calls: RefCell<KVec<Call>>,
+    /// What is mapped by itself at the moment.
+    mapped: RefCell<KVec<(DmaAddress, usize)>>,
+    /// How much of the IOVA range is linked, if there is one.
+    linked: Cell<Option<usize>>,
+    /// Something was undone that had not been done.
+    broken: Cell<bool>,
+    /// How many calls that can fail will work.
+    good: Cell<usize>,
+    pub(crate) granule: Cell<u64>,
+    pub(crate) has_iova: Cell<bool>,
+    pub(crate) max_bytes: Cell<usize>,
+    /// From which mapping on the answer to "need unmap?" is yes.
+    pub(crate) need_unmap_from: Cell<usize>,
+}
+
+impl Recorder {
+    /// A device behind an IOMMU with 4 KiB pages.
+    pub(crate) fn new() -> Self {
+        Self {
+            calls: RefCell::new(KVec::new()),
+            mapped: RefCell::new(KVec::new()),
+            linked: Cell::new(None),
+            broken: Cell::new(false),
+            good: Cell::new(usize::MAX),
+            granule: Cell::new(0xfff),
+            has_iova: Cell::new(true),
+            max_bytes: Cell::new(usize::MAX),
+            need_unmap_from: Cell::new(0),
+        }
+    }
+
+    /// A device without an IOMMU, where nothing bounces.
+    pub(crate) fn direct() -> Self {
+        let this = Self::new();
+        this.granule.set(0);
+        this.has_iova.set(false);
+        this.need_unmap_from.set(usize::MAX);
+        this
+    }
+
+    /// Lets `good` calls that can fail work, and fails all others.
+    pub(crate) fn fail_after(&self, good: usize) {
+        self.good.set(good);
+    }
+
+    /// Whether everything was undone, and nothing else.
+    pub(crate) fn clean(&self) -> bool {
+        !self.broken.get() && self.linked.get().is_none() && self.mapped.borrow().is_empty()
+    }
+
+    /// Whether these were the calls, in this order.
+    pub(crate) fn called(&self, calls: &[Call]) -> bool {
+        let same = self.calls.borrow()[..] == *calls;
+        if !same {
+            pr_err!("called {:?}, wanted {:?}\n", self.calls.borrow(), calls);
+        }
+        same
+    }
+
+    /// How many calls were made.
+    pub(crate) fn count(&self, which: impl Fn(&Call) -> bool) -> usize {
+        self.calls
+            .borrow()
+            .iter()
+            .filter(|call| which(call))
+            .count()
+    }
+
+    fn note(&self, call: Call) {
+        if self.calls.borrow_mut().push(call, GFP_KERNEL).is_err() {
+            self.broken.set(true);
+        }
+    }
+
+    fn fault(&self) -> Result {
+        let left = self.good.get().checked_sub(1).ok_or(FAULT)?;
+        self.good.set(left);
+        Ok(())
+    }
+}
+
+impl Backend for &Recorder {
+    fn merge_boundary(self) -> u64 {
+        self.granule.get()
+    }
+
+    fn max_mapping_size(self) -> usize {
+        self.max_bytes.get()
+    }
+
+    fn try_alloc(self, phys: PhysAddr, size: usize) -> Option<Iova> {
+        self.note(Call::TryAlloc { phys, size });
+        if !self.has_iova.get() {
+            return None;
+        }
+        if self.linked.replace(Some(0)).is_some() {
+            self.broken.set(true);
+        }
+        Some(Iova::new(BASE + (phys & self.granule.get()), size))
+    }
+
+    unsafe fn link(
+        self,
+        _iova: &mut Iova,
+        phys: PhysAddr,
+        offset: usize,
+        len: usize,
+        _dir: DataDirection,
+    ) -> Result {
+        self.note(Call::Link { phys, offset, len });
+        self.fault()?;
+        if self.linked.get() != Some(offset) {
+            self.broken.set(true);
+        }
+        self.linked.set(Some(offset + len));
+        Ok(())
+    }
+
+    unsafe fn sync(self, _iova: &mut Iova, len: usize) -> Result {
+        self.note(Call::Sync { len });
+        if self.linked.get() != Some(len) {
+            self.broken.set(true);
+        }
+        self.fault()
+    }
+
+    unsafe fn destroy(self, _iova: &mut Iova, linked: usize, _dir: DataDirection) {
+        self.note(Call::Destroy { linked });
+        if self.linked.take() != Some(linked) {
+            self.broken.set(true);
+        }
+    }
+
+    unsafe fn map_phys(
+        self,
+        phys: PhysAddr,
+        len: usize,
+        _dir: DataDirection,
+    ) -> Result<DmaAddress> {
+        self.note(Call::MapPhys { phys, len });
+        self.fault()?;
+        let dma = BASE + phys;
+        self.mapped.borrow_mut().push((dma, len), GFP_KERNEL)?;
+        Ok(dma)
+    }
+
+    unsafe fn unmap_phys(self, dma: DmaAddress, len: usize, _dir: DataDirection) {
+        self.note(Call::UnmapPhys { dma, len });
+        let mut mapped = self.mapped.borrow_mut();
+        match mapped.iter().position(|&piece| piece == (dma, len)) {
+            Some(i) => drop(mapped.remove(i)),
+            None => self.broken.set(true),
+        }
+    }
+
+    fn need_unmap(self) -> bool {
+        let mapped = self.count(|call| matches!(call, Call::MapPhys { .. }));
+        mapped > self.need_unmap_from.get()
+    }
+}
