@@ -55,6 +55,8 @@ pub use self::map::{
     Segment,
     Segments, //
 };
+#[cfg(CONFIG_BLOCK)]
+pub use self::source::ReqBvecs;
 pub use self::source::{
     Miss,
     Pages,

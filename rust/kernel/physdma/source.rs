@@ -11,6 +11,11 @@ use super::{
     Merge,
     PhysBvec, //
 };
+#[cfg(CONFIG_BLOCK)]
+use crate::block::mq::{
+    Bvecs,
+    Request, //
+};
 use crate::{
     bindings,
     io::PhysAddr,
@@ -134,6 +139,100 @@ impl<'r> List<'r> {
             bytes,
             gaps,
         })
+    }
+}
+
+/// The memory of a block request: all bios, walked in place.
+///
+/// # Examples
+///
+/// ```
+/// use kernel::{
+///     block::mq::Request,
+///     dma::DataDirection,
+///     physdma::{Client, Mapping, ReqBvecs},
+/// };
+///
+/// /// Maps the data that the device is to read.
+/// ///
+/// /// # Safety
+/// ///
+/// /// `mapping` is unmapped before the request is ended.
+/// unsafe fn map<'a>(
+///     client: &'a Client<'a>,
+///     request: &Request,
+///     mapping: &mut Mapping<'a>,
+/// ) -> Result {
+///     // SAFETY: By the safety requirements of this function.
+///     let source = unsafe { ReqBvecs::new(request) };
+///     let mut segments = client.map(mapping, source, DataDirection::ToDevice)?;
+///     while let Some(segment) = segments.next()? {
+///         // Write `segment.dma` and `segment.len` into the device's descriptor.
+///         pr_debug!("{:#x} {}\n", segment.dma, segment.len);
+///     }
+///     Ok(())
+/// }
+/// ```
+#[cfg(CONFIG_BLOCK)]
+pub struct ReqBvecs<'r> {
+    pieces: Merge<ReqIter<'r>>,
+    bytes: usize,
+    gaps: u64,
+}
+
+#[cfg(CONFIG_BLOCK)]
+struct ReqIter<'r>(Bvecs<'r>);
+
+#[cfg(CONFIG_BLOCK)]
+impl Iterator for ReqIter<'_> {
+    type Item = PhysBvec;
+
+    #[inline]
+    fn next(&mut self) -> Option<PhysBvec> {
+        let (phys, len) = self.0.next()?;
+        PhysBvec::new(phys, len)
+    }
+}
+
+#[cfg(CONFIG_BLOCK)]
+impl<'r> ReqBvecs<'r> {
+    /// The data of `request`; nothing, where its operation has none.
+    ///
+    /// # Safety
+    ///
+    /// What is mapped from this source is unmapped before the request is ended: the memory is
+    /// given back then.
+    #[inline]
+    pub unsafe fn new(request: &'r Request) -> Self {
+        Self {
+            pieces: Merge::new(ReqIter(request.bvecs())),
+            // CAST: A request's length has 32 bits.
+            bytes: request.bytes() as usize,
+            gaps: request.phys_gap_mask() as u64,
+        }
+    }
+}
+
+#[cfg(CONFIG_BLOCK)]
+impl private::Sealed for ReqBvecs<'_> {}
+
+#[cfg(CONFIG_BLOCK)]
+impl Source for ReqBvecs<'_> {
+    const MISS: Miss = Miss::Ram;
+
+    #[inline]
+    fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    #[inline]
+    fn gaps(&self) -> u64 {
+        self.gaps
+    }
+
+    #[inline]
+    fn next(&mut self) -> Option<PhysBvec> {
+        self.pieces.next()
     }
 }
 
