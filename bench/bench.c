@@ -162,7 +162,7 @@ static const struct shape shapes[] = {
 	{ "128K contiguous", 32, false, 0, SZ_128K },
 	{ "128K in 32 pages", 32, true, 0, SZ_128K },
 	{ "1M in 256 pages", 256, true, 0, SZ_1M },
-	{ "120K in 32 pages, unaligned ends", 32, true, 0x800, 30 * SZ_4K },
+	{ "120K in 31 pages, unaligned ends", 31, true, 0x800, 30 * SZ_4K },
 };
 
 static struct request *make_request(struct bench *b, const struct shape *s)

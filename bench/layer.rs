@@ -2,6 +2,7 @@
 
 //! The side of the benchmark that calls kernel::physdma, for `bench.c`.
 
+use core::ptr::NonNull;
 use kernel::{
     bindings,
     block::mq::Request,
@@ -86,7 +87,7 @@ pub unsafe extern "C" fn bench_layer_map(
         )
     };
     // SAFETY: By the safety requirements.
-    let source = unsafe { ReqBvecs::new(Request::from_raw(rq)) };
+    let source = unsafe { ReqBvecs::new(Request::from_raw(NonNull::new_unchecked(rq))) };
 
     let Ok(mut segments) = client.map(mapping, source, DataDirection::FromDevice) else {
         return 0;

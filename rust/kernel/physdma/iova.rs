@@ -101,6 +101,8 @@ pub struct IovaSpace<B: Backend, S: State> {
     iova: Iova,
     linked: usize,
     size: usize,
+    /// The IOMMU's smallest page less one.
+    granule: u32,
     dir: DataDirection,
     _state: PhantomData<S>,
 }
@@ -121,6 +123,7 @@ impl<B: Backend> IovaSpace<B, Linking> {
         if size == 0 {
             return None;
         }
+        let granule = u32::try_from(backend.merge_boundary()).ok()?;
         let iova = backend.try_alloc(first, size)?;
         // INVARIANT: Just allocated, with nothing linked.
         Some(Self {
@@ -128,6 +131,7 @@ impl<B: Backend> IovaSpace<B, Linking> {
             iova,
             linked: 0,
             size,
+            granule,
             dir,
             _state: PhantomData,
         })
@@ -157,11 +161,10 @@ impl<B: Backend> IovaSpace<B, Linking> {
             return Err(EINVAL);
         }
         if self.linked > 0 {
-            let granule = self.backend.merge_boundary();
             // The range starts where the first piece does in its granule, so its end tells where
             // the last piece ended in its own.
             let end = self.iova.addr().wrapping_add(self.linked as DmaAddress);
-            if (u64::from(piece.phys()) | u64::from(end)) & granule != 0 {
+            if (u64::from(piece.phys()) | u64::from(end)) & u64::from(self.granule) != 0 {
                 return Err(EINVAL);
             }
         }
@@ -203,6 +206,7 @@ impl<B: Backend> IovaSpace<B, Linking> {
             iova: this.iova,
             linked: this.linked,
             size: this.size,
+            granule: this.granule,
             dir: this.dir,
             _state: PhantomData,
         })
