@@ -19,13 +19,13 @@ help:
 	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' Makefile | expand -t 18
 
 run: kernel ## boots a machine and shows verified I/O on an ext4 on rnvme
-	@scripts/test run
+	@PYTHONPATH=scripts python3 -B -m harness run
 
 test: kernel ## all tests; ONLY=kunit/... runs a part; report in build/reports/test.json
-	@scripts/test test
+	@PYTHONPATH=scripts python3 -B -m harness test
 
 test-debug: kernel-debug ## all tests on a kernel with KASAN, UBSAN, lockdep and the like
-	@scripts/test test --debug
+	@PYTHONPATH=scripts python3 -B -m harness test --debug
 
 bench-quick: kernel ## instructions of a map and unmap, beside those of the C stack
 	@bench/run quick
@@ -34,7 +34,7 @@ lint: packages-lint kernel ## rustfmt, clippy, checkpatch, shellcheck
 	@scripts/lint.sh
 
 shell: kernel ## a shell in a machine with two SSDs behind a strict IOMMU
-	@scripts/test shell
+	@PYTHONPATH=scripts python3 -B -m harness shell
 
 kernel: linux ## configures and builds the kernel, and nothing else
 	@scripts/kernel.sh kernel
