@@ -44,7 +44,7 @@ def run_suites(results: Results, kernel: Path, names: list[str]) -> None:
             with Vm(machine(), f"{kernel.name}/kunit-{boot}" if boot else f"{kernel.name}/kunit",
                     kernel, limit=400) as vm:
                 boot_reports = vm.reports()
-                vm.sh("echo '*' > /sys/module/kunit/parameters/filter_glob")
+                vm.sh("printf '*' > /sys/module/kunit/parameters/filter_glob")
                 while pending:
                     load(results, vm, pending.pop(0))
                 problems = boot_reports + vm.leaks()
@@ -102,7 +102,7 @@ def parse(vm: Vm, log: str, name: str) -> list[tuple[str, str, str]]:
     def walk(group: dict, path: list[str]) -> None:
         for case in group["test_cases"]:
             result = {"PASS": "passed", "SKIP": "skipped"}.get(case["status"], "failed")
-            cases.append((path[0] if path else "", "/".join([*path[1:], case["name"]]), result))
+            cases.append((path[0] if path else "", "/".join([*path[1:], case["name"] or "(crashed)"]), result))
         for sub in group["sub_groups"]:
             walk(sub, [*path, sub["name"]])
 
@@ -124,7 +124,7 @@ def took(log: str, case: str) -> float:
 
 def failure(log: str, case: str) -> str:
     """What the log says before "not ok" of this case."""
-    before = re.split(rf"not ok \d+ {re.escape(case)}\b", log)[0].splitlines()
+    before = re.split(rf"\n[^\n]*not ok \d+ {re.escape(case)}\b", log)[0].splitlines()
     lines = []
     for line in reversed(before):
         if re.search(r"\] *(?:not )?ok \d+ |KTAP version|1\.\.\d+$", line):
