@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: GPL-2.0
+#
+# What a person types. `make help` lists it. The kernel's build of this
+# directory is in Kbuild.
+#
+# Can be named on the command line or in the environment:
+#   KDIR=    a pristine tree of Linux 7.3, instead of Debian's
+#   LLVM=    as for the kernel: -22 (the default), 1, or a directory ending in /
+#   RUSTC=   rustc of 1.85 or later, built on the same LLVM
+#   BINDGEN= bindgen of 0.71.1 or later
+#   QEMU=    qemu-system-x86_64 of 9 or later
+
+export KDIR LLVM RUSTC BINDGEN QEMU ONLY DRIVER
+
+.NOTPARALLEL:
+.SUFFIXES:
+
+help:
+	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' Makefile | expand -t 18
+
+run: kernel ## boots a machine and shows verified I/O on an ext4 on rnvme
+	@PYTHONPATH=scripts python3 -B -m harness run
+
+test: kernel ## all tests; ONLY=kunit/... runs a part; report in build/reports/test.json
+	@PYTHONPATH=scripts python3 -B -m harness test
+
+test-debug: kernel-debug ## all tests on a kernel with KASAN, UBSAN, lockdep and the like
+	@PYTHONPATH=scripts python3 -B -m harness test --debug
+
+bench-quick: kernel ## instructions of a map and unmap, beside those of the C stack
+	@bench/run quick
+
+lint: packages-lint kernel ## rustfmt, clippy, checkpatch, shellcheck
+	@scripts/lint.sh
+
+shell: kernel ## a shell in a machine with two SSDs behind a strict IOMMU
+	@PYTHONPATH=scripts python3 -B -m harness shell
+
+kernel: linux ## configures and builds the kernel, and nothing else
+	@scripts/kernel.sh kernel
+
+kernel-debug: linux ## the same for the kernel that test-debug boots
+	@scripts/kernel.sh kernel-debug
+
+linux: packages ## the kernel's source with patches/ and this project in it
+	@scripts/graft.sh
+
+packages: ## installs the tools that are missing (Debian 12), or lists them
+	@scripts/packages.sh
+
+packages-lint:
+	@scripts/packages.sh lint
+
+patch-new: ## NAME=...: begins a kernel patch
+	@scripts/patch.sh new '$(NAME)'
+
+patch-add: ## FILE=... [PATCH=...]: a file of the kernel that the patch will change
+	@scripts/patch.sh add '$(FILE)' $(PATCH)
+
+patch-refresh: ## [PATCH=...]: takes edits in build/linux into the patch
+	@scripts/patch.sh refresh $(PATCH)
+
+clean: ## removes build/; the cache with the kernel's source stays
+	rm -rf build
+
+.PHONY: help run test test-debug bench-quick lint shell kernel kernel-debug linux
+.PHONY: packages packages-lint patch-new patch-add patch-refresh clean

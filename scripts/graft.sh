@@ -1,0 +1,69 @@
+#!/bin/bash
+# SPDX-License-Identifier: GPL-2.0
+#
+# Makes build/linux: a copy of the kernel's source with patches/ applied and
+# this project linked into it.
+#
+# KDIR names another pristine tree of Linux 7.3 than the one in the cache. It
+# is only read, and remembered until another is named.
+set -euo pipefail
+. "$(dirname "$0")/common.sh"
+. "$(dirname "$0")/quilt.sh"
+
+ORIGIN=$LINUX/.physdma-origin	# which tree it is a copy of
+
+copy_tree() {
+	local from=$1 tmp=$LINUX.tmp version
+	version=$(sed -n '2,4s/.*= *//p' "$from/Makefile" 2> /dev/null | paste -sd .)
+	case $version in
+	7.3.*) ;;
+	'') die "$from is not a kernel tree" 'name one with KDIR=' ;;
+	*) say "warning: $from is Linux $version; the patches are made for 7.3" ;;
+	esac
+	say "copying Linux $version to build/linux, 1.8 GB"
+	logged "$REPORTS/copy.log" 'copying' \
+		rsync -a --delete --out-format='%n' --exclude=/.git --exclude=/.pc "$from/" "$tmp/"
+	if [ -e "$tmp/.config" ]; then
+		logged "$REPORTS/mrproper.log" 'removing what was built in the tree' \
+			make -C "$tmp" mrproper
+	fi
+	realpath "$from" > "$tmp/$(basename "$ORIGIN")"
+	rm -rf "$APPLIED"
+	mv "$tmp" "$LINUX"
+}
+
+# link PATH [AS]: PATH of this project appears as AS in the kernel tree
+link() {
+	local to=$LINUX/${2:-$1}
+	if [ -e "$ROOT/$1" ]; then
+		[ "$(realpath -q "$to")" = "$ROOT/$1" ] && return
+		mkdir -p "$(dirname "$to")"
+		ln -srfn "$ROOT/$1" "$to"
+	elif [ -L "$to" ]; then
+		rm "$to"
+	fi
+}
+
+if [ -e "$LINUX" ] && [ -n "${KDIR:-}" ] && [ "$(realpath "$KDIR")" != "$(cat "$ORIGIN")" ]; then
+	say "build/linux is a copy of $(cat "$ORIGIN"): replacing it"
+	rm -rf "$LINUX"
+fi
+if ! [ -e "$ORIGIN" ]; then
+	[ ! -e "$LINUX" ] || die 'build/linux was not made by this script' 'remove or rename it'
+	if [ -n "${KDIR:-}" ]; then
+		from=$KDIR
+	else
+		from=$("$ROOT/scripts/source.sh")
+	fi
+	copy_tree "$from"
+fi
+
+sync_patches
+
+link rust/kernel/physdma.rs
+link rust/kernel/physdma
+link rust/helpers/physdma.c
+link include/linux/physdma.h
+for part in Kbuild Kconfig drivers tests samples bench; do
+	link $part physdma/$part
+done

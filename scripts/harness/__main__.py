@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: GPL-2.0
+"""What the Makefile calls.
+
+    python3 -m harness test [--debug]    all tests; ONLY= in the environment: some
+    python3 -m harness run               the demonstration
+    python3 -m harness shell [MODE]      a machine to try things in
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+from . import BUILD, REPORTS, ROOT, host, kunit, scenario
+from .initramfs import initramfs
+from .results import Results
+from .topology import IOMMU_MODES, Machine, Ssd
+from .vm import boot_command
+
+
+def test(kernel_name: str) -> int:
+    """Everything that ONLY asks for, two machines at a time."""
+    kernel = BUILD / kernel_name
+    report = "test.json" if kernel_name == "kernel" else "test-debug.json"
+    results = Results(REPORTS / report, os.environ.get("ONLY", ""))
+    initramfs(kernel)
+    jobs = []
+    suites = [name for name in kunit.suites(kernel) if results.wanted(f"kunit/{name}")]
+    if suites:
+        jobs.append(lambda: kunit.run_suites(results, kernel, suites))
+    elif not kunit.suites(kernel):
+        results.add("kunit", "suites", "failed", 0, "no *_kunit.ko was built")
+    if results.wanted("doctest/kernel"):
+        jobs.append(lambda: kunit.run_doctests(results, kernel))
+    if results.wanted("host"):
+        jobs.append(lambda: host.run(results))
+    jobs += scenario.runs(results, kernel)
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        for job in [pool.submit(job) for job in jobs]:
+            job.result()
+    return results.finish()
+
+
+def run() -> int:
+    """The demonstration: tests/qemu/ext4.py in strict mode, and its table."""
+    driver = os.environ.get("DRIVER") or "rnvme"
+    results = Results(REPORTS / "run.json")
+    module = scenario.load(ROOT / "tests/qemu/ext4.py")
+    module.SIZE_MB, module.DEPTHS = 64, (1, 8, 64)
+    demonstration = scenario.Run(module, "strict", driver, results, BUILD / "kernel", "qemu/run")
+    demonstration.whole(module)
+    print()
+    for name, value in demonstration.table:
+        print(f"    {name:24} {value:>16}")
+    print(f"\nthe machine's log: {demonstration.vm.console.relative_to(ROOT)}")
+    return results.finish()
+
+
+def shell(mode: str) -> int:
+    """A machine whose console is this terminal."""
+    files = REPORTS / "shell"
+    files.mkdir(parents=True, exist_ok=True)
+    machine = Machine(iommu=mode, devices=[Ssd(), Ssd(block_size=4096, cmb_mb=16)],
+                      host_files=True, append=["kunit.autorun=0"])
+    return subprocess.run([*boot_command(machine, BUILD / "kernel", files, ["physdma.shell"]),
+                           "-serial", "mon:stdio"], check=False).returncode
+
+
+def main() -> int:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(prog="harness", description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("run")
+    tests = commands.add_parser("test")
+    tests.add_argument("--debug", action="store_true", help="on the kernel full of checks")
+    shells = commands.add_parser("shell")
+    shells.add_argument("mode", nargs="?", default="strict", choices=IOMMU_MODES)
+    arguments = parser.parse_args()
+    if arguments.command == "test":
+        return test("kernel-debug" if arguments.debug else "kernel")
+    if arguments.command == "run":
+        return run()
+    return shell(arguments.mode)
+
+
+sys.exit(main())

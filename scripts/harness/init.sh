@@ -1,0 +1,47 @@
+#!/bin/busybox sh
+# SPDX-License-Identifier: GPL-2.0
+#
+# The first program of a machine: mounts what there is, then runs the commands
+# that come through a virtio port, one a line in base64, and answers each with
+# "EXITCODE BYTES", a newline and the output.
+
+busybox mkdir -p /proc /sys /dev /tmp /host /lower /upper
+busybox mount -t proc proc /proc
+busybox --install -s /bin
+export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/tmp TERM=linux
+mount -t sysfs sys /sys
+mount -t devtmpfs dev /dev 2> /dev/null
+mount -t tmpfs tmp /tmp
+mount -t debugfs debug /sys/kernel/debug 2> /dev/null
+mount -t tracefs tracing /sys/kernel/tracing 2> /dev/null
+
+enter=
+if grep -q physdma.host_files /proc/cmdline; then
+	# The host's files, below a layer that takes what is written.
+	mount -t 9p -o trans=virtio,version=9p2000.L,ro,cache=loose,msize=512000 host /lower
+	mount -t tmpfs upper /upper
+	mkdir /upper/files /upper/work
+	mount -t overlay -o lowerdir=/lower,upperdir=/upper/files,workdir=/upper/work overlay /host
+	for dir in proc sys dev; do mount --rbind /$dir /host/$dir; done
+	for dir in tmp run mnt; do mount -t tmpfs $dir /host/$dir; done
+	mkdir -p /host/modules
+	mount --bind /modules /host/modules
+	enter='chroot /host /usr/bin/env'
+fi
+
+if grep -q physdma.shell /proc/cmdline; then
+	echo 'The modules are in /modules. exit or Ctrl-A x ends the machine.'
+	setsid cttyhack $enter sh
+	poweroff -f
+fi
+
+until port=$(ls /dev/vport*p1); do sleep 0.1; done 2> /dev/null
+exec 3<> "$port"
+echo ready >&3
+while read -r line <&3; do
+	echo "$line" | base64 -d > /tmp/command
+	$enter sh -c "$(cat /tmp/command)" > /tmp/output 2>&1 < /dev/null 3>&-
+	echo "$? $(wc -c < /tmp/output)" >&3
+	cat /tmp/output >&3
+done
+poweroff -f

@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: GPL-2.0
+"""Results of cases, the report, the last line."""
+
+import fnmatch
+import json
+import threading
+from pathlib import Path
+
+from . import REPORTS
+
+
+class Results:
+    """What passed, failed and was skipped, in build/reports/test.json."""
+
+    def __init__(self, report: Path = REPORTS / "test.json", only: str = ""):
+        self._report = report
+        self._only = only.split()
+        self._rows: list[dict] = []
+        self._lock = threading.Lock()
+
+    def wanted(self, unit: str) -> bool:
+        """Whether ONLY asks for this part: it names it, something it is part
+        of or something in it, or is a pattern that fits."""
+        return not self._only or any(
+            f"{unit}/".startswith(f"{only.rstrip('/')}/") or only.startswith(f"{unit}/")
+            or fnmatch.fnmatch(unit, only) for only in self._only)
+
+    def add(self, suite: str, case: str, result: str, seconds: float, detail: str = "") -> None:
+        """Records a case; result is "passed", "failed" or "skipped"."""
+        assert result in ("passed", "failed", "skipped"), result
+        with self._lock:
+            self._rows.append({"suite": suite, "case": case, "result": result,
+                               "seconds": round(seconds, 3)})
+            print(f"{result:7} {suite}: {case} ({seconds:.1f} s)", flush=True)
+            if detail and result != "passed":
+                print("".join(f"        {line}\n" for line in detail.splitlines()[-30:]), end="",
+                      flush=True)
+
+    def finish(self) -> int:
+        """Writes the report, prints the last line; 0 if all is well."""
+        self._report.parent.mkdir(parents=True, exist_ok=True)
+        rows = sorted(self._rows, key=lambda row: row["suite"])
+        self._report.write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
+        count = {result: sum(row["result"] == result for row in rows)
+                 for result in ("passed", "failed", "skipped")}
+        for row in rows:
+            if row["result"] == "failed":
+                print(f"FAILED  {row['suite']}: {row['case']}")
+        print(f"{count['passed']} passed, {count['failed']} failed, {count['skipped']} skipped",
+              flush=True)
+        return 1 if count["failed"] or not count["passed"] else 0

@@ -1,0 +1,78 @@
+#!/bin/bash
+# SPDX-License-Identifier: GPL-2.0
+#
+# Configures and builds build/linux.
+#
+# Usage: kernel.sh kernel         into build/kernel
+#        kernel.sh kernel-debug   into build/kernel-debug, with scripts/debug.config
+#        ... config               configures only
+set -euo pipefail
+. "$(dirname "$0")/common.sh"
+
+NAME=$1
+OUT=$BUILD/$NAME
+FRAGMENTS=("$ROOT/scripts/kernel.config")
+[ "$NAME" = kernel ] || FRAGMENTS+=("$ROOT/scripts/debug.config")
+
+# What the configuration follows from; the same again need not be done again.
+inputs() {
+	cat "${FRAGMENTS[@]}"
+	find "$ROOT/Kconfig" "$ROOT/drivers" "$ROOT/tests" "$ROOT/bench" "$ROOT/samples" \
+		-name 'Kconfig*' -exec cat {} + 2> /dev/null || :
+	cat "$LINUX/.physdma-origin" "$ROOT/patches/"*.patch
+	echo "$LLVM" "$RUSTC" "$("$RUSTC" --version)"
+}
+
+make_config() {
+	export KCONFIG_CONFIG=$1
+	kmake "$OUT" rustavailable
+	kmake "$OUT" tinyconfig
+	(cd "$OUT" && "$LINUX/scripts/kconfig/merge_config.sh" -Q -m "$1" "${FRAGMENTS[@]}")
+	kmake "$OUT" olddefconfig
+}
+
+# Every option asked for must be in the result; the last fragment wins.
+check_config() {
+	cat "${FRAGMENTS[@]}" | awk -v result="$1" '
+		function option(line) { return line ~ /^CONFIG_/ ? substr(line, 1, index(line, "=") - 1) : $2 }
+		/^CONFIG_.*=/ || /^# CONFIG_.* is not set$/ {
+			want[option($0)] = ($0 ~ /^#/ || $0 ~ /=n$/) ? "n" : substr($0, index($0, "=") + 1)
+		}
+		END {
+			while ((getline < result) > 0)
+				if ($0 ~ /^CONFIG_/) have[option($0)] = substr($0, index($0, "=") + 1)
+			for (o in want) {
+				is = (o in have) ? have[o] : "n"
+				if (is != want[o]) { print o ": asked for " want[o] ", got " is; bad = 1 }
+			}
+			exit bad
+		}'
+}
+
+configure() {
+	local new=$OUT/.config.new stamp=$OUT/.physdma-config sum
+	sum=$(inputs | sha256sum)
+	[ -e "$OUT/.config" ] && [ "$(cat "$stamp" 2> /dev/null)" = "$sum" ] && return
+	mkdir -p "$OUT"
+	rm -f "$new"
+	say "configuring build/$NAME"
+	logged "$REPORTS/$NAME-config.log" "configuring build/$NAME" make_config "$new"
+	check_config "$new" || die 'the kernel cannot be configured as the fragments ask (see above)' \
+		'an option may depend on another that is off, or have another name in this tree' \
+		"the fragments: ${FRAGMENTS[*]#"$ROOT/"}"
+	# The same configuration keeps its time, or much would be built again.
+	if cmp -s "$new" "$OUT/.config"; then rm "$new"; else mv "$new" "$OUT/.config"; fi
+	rm -f "$new.old"
+	echo "$sum" > "$stamp"
+}
+
+configure
+[ "${2:-}" = config ] && exit
+if [ -e "$OUT/vmlinux" ]; then
+	say "building what changed in build/$NAME"
+else
+	say "building build/$NAME: 10 to 20 minutes on two CPUs the first time"
+fi
+start=$SECONDS
+logged "$REPORTS/$NAME-build.log" "building build/$NAME" kmake "$OUT" -j"$JOBS" bzImage modules
+say "build/$NAME is ready ($((SECONDS - start)) s)"

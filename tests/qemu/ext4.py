@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: GPL-2.0
+"""A file system on an SSD: what programs wrote is what the host reads.
+
+fio writes requests of 4 KiB to 1 MiB at several queue depths and verifies
+them; then the host takes the files out of the image by itself and compares.
+"""
+
+import hashlib
+import json
+import subprocess
+
+from harness.topology import Machine, Ssd
+
+SIZE_MB = 16            # of each file
+DEPTHS = (1, 8, 64)     # requests at a time, a file for each
+
+
+def machine(mode):
+    return Machine(iommu=mode, host_files=True,
+                   devices=[Ssd(size_mb=(len(DEPTHS) + 1) * SIZE_MB * 2),
+                            Ssd(size_mb=64, block_size=4096)])
+
+
+def fio(depth, directory):
+    """fio's command: random writes of all sizes, then each read and verified."""
+    return (f"fio --name=depth{depth} --directory={directory} --filename=depth{depth} "
+            f"--size={SIZE_MB}M --rw=randwrite --bsrange=4k-1m --blockalign=4k --direct=1 "
+            f"--ioengine=io_uring --iodepth={depth} --verify=crc32c --verify_fatal=1 "
+            f"--do_verify=1 --randseed={depth} --end_fsync=1 --output-format=json "
+            f"--output=/tmp/fio.json && cat /tmp/fio.json")
+
+
+def run(t):
+    ssd, other = t.machine.devices
+    with t.case("load"):
+        t.load_driver()
+        disk, second = t.disk(ssd), t.disk(other)
+        assert t.vm.sh(f"blockdev --getss {second}").strip() == "4096"
+    with t.case("mkfs"):
+        t.vm.sh(f"mkfs.ext4 -q {disk} && mkdir /mnt/fs && mount {disk} /mnt/fs")
+    errors = 0
+    for depth in DEPTHS:
+        with t.case(f"fio, {depth} at a time"):
+            job = json.loads(t.vm.sh(fio(depth, "/mnt/fs")))["jobs"][0]
+            errors += job["error"] + job["total_err"]
+            assert errors == 0, f"fio counts {errors} errors"
+            assert job["read"]["io_kbytes"] == SIZE_MB << 10, "not all was verified"
+    with t.case("4096-byte blocks"):
+        t.vm.sh(f"mkfs.ext4 -q {second} && mkdir /mnt/fs2 && mount {second} /mnt/fs2 && "
+                "cp /mnt/fs/depth1 /mnt/fs2 && umount /mnt/fs2 && mount {0} /mnt/fs2 && "
+                "cmp /mnt/fs/depth1 /mnt/fs2/depth1 && umount /mnt/fs2".format(second))
+    with t.case("unmount"):
+        t.vm.sh("umount /mnt/fs")
+        # Read back through a cold cache, and counted.
+        t.vm.sh(f"echo 3 > /proc/sys/vm/drop_caches && mount -o ro {disk} /mnt/fs")
+        seen = dict(reversed(line.split()) for line in
+                    t.vm.sh("cd /mnt/fs && sha256sum depth*").splitlines())
+        t.vm.sh("umount /mnt/fs")
+        statistics = [int(word) for word in
+                      t.vm.sh(f"cat /sys/block/{disk.rpartition('/')[2]}/stat").split()]
+    with t.case("unload"):
+        t.unload_driver()
+        t.vm.power_off()
+    with t.case("host's own reading"):
+        image = ssd.images[0]
+        check(["e2fsck", "-fn", image])
+        for depth in DEPTHS:
+            name = f"depth{depth}"
+            content = check(["debugfs", "-R", f"cat /{name}", image])
+            assert len(content) == SIZE_MB << 20, f"{name} has {len(content)} bytes"
+            assert hashlib.sha256(content).hexdigest() == seen[name], f"{name} differs"
+
+    counters = t.counters()
+    t.table = [
+        ("driver, IOMMU", f"{t.driver}, {t.mode}"),
+        ("requests", f"{statistics[0] + statistics[4]:,}"),
+        ("bytes", f"{(statistics[2] + statistics[6]) * 512:,}"),
+        *((name.replace("_", " "), f"{value:,}") for name, value in counters.items()),
+        ("errors", f"{errors}"),
+    ]
+
+
+def check(command):
+    """Runs a command on the host, returns its output."""
+    done = subprocess.run(command, capture_output=True, check=False)
+    assert done.returncode == 0, f"{command[0]}: {done.stdout[-500:]!r} {done.stderr[-500:]!r}"
+    return done.stdout
