@@ -28,7 +28,7 @@ test-debug: kernel-debug ## all tests on a kernel with KASAN, UBSAN, lockdep and
 	@PYTHONPATH=scripts python3 -B -m harness test --debug
 
 bench-quick: kernel ## instructions of a map and unmap, beside those of the C stack
-	@bench/run quick
+	@PYTHONPATH=scripts python3 -B bench/run.py
 
 lint: packages-lint kernel ## rustfmt, clippy, checkpatch, shellcheck
 	@scripts/lint.sh

@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 # SPDX-License-Identifier: GPL-2.0
 """What physdma costs beside the C stack, in instructions.
 
@@ -9,13 +8,10 @@ benchmark module, prints a table and writes build/reports/bench.json.
 import json
 import re
 import sys
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
-
-from harness import REPORTS  # noqa: E402
-from harness.topology import Machine, PciTestdev  # noqa: E402
-from harness.vm import Vm  # noqa: E402
+from harness import REPORTS
+from harness.topology import Machine, PciTestdev
+from harness.vm import Vm
 
 MODES = ["off", "passthrough", "lazy", "strict"]
 
@@ -26,7 +22,8 @@ ROW = re.compile(r"physdma_bench: row\|(?P<name>[^|]+)\|(?P<ours>\d+)\|(?P<ours_
 
 def measure(mode: str) -> list[dict]:
     """The rows of one machine."""
-    machine = Machine(iommu=mode, icount=True, devices=[PciTestdev()])
+    machine = Machine(iommu=mode, icount=True, devices=[PciTestdev()],
+                      append=["kunit.autorun=0"])
     with Vm(machine, f"bench/{mode}", limit=300) as vm:
         vm.load("physdma_bench")
         log = vm.log()
