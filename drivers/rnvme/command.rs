@@ -78,12 +78,6 @@ impl Command {
         }
     }
 
-    /// The operation code.
-    #[inline]
-    pub(crate) fn opcode(&self) -> u8 {
-        self.opcode
-    }
-
     /// Sets where the data are.
     #[inline]
     pub(crate) fn with_prp(mut self, prp: [u64; 2]) -> Self {
@@ -219,8 +213,9 @@ pub(crate) struct CommandStatus(pub(crate) u16);
 impl CommandStatus {
     const DNR: u16 = 1 << 14;
 
-    /// The controller was asked to abort the command.
-    pub(crate) const ABORTED: Self = Self(0x007);
+    /// Internal error, not to be retried: what the driver says itself where there is no answer, or none
+    /// that can be true.
+    pub(crate) const INTERNAL: Self = Self(Self::DNR | 0x006);
 
     /// The command did what it should.
     #[inline]

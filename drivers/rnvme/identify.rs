@@ -17,6 +17,9 @@ pub(crate) const CTRL_PAGE_SIZE: u32 = 4096;
 /// The most bytes that one command moves, whatever the controller could do.
 pub(crate) const MAX_TRANSFER: u32 = 4 << 20;
 
+/// The most namespaces of an answer to Identify Active Namespaces.
+pub(crate) const LIST_LEN: usize = PAGE_LEN / size_of::<u32>();
+
 /// The answer to Identify, copied out of the memory that the controller can write.
 pub(crate) type Page = [u8; PAGE_LEN];
 

@@ -44,7 +44,7 @@ pub(crate) enum Fault<E> {
 }
 
 /// How many lists `entries` entries need when there is more than one.
-pub(crate) fn lists(entries: usize) -> usize {
+pub(crate) const fn lists(entries: usize) -> usize {
     match entries {
         0..=ENTRIES => 1,
         // Each but the last gives one entry to the address of the next.

@@ -131,13 +131,13 @@ pub(crate) trait Regs: Send + Sync {
     /// The registers.
     fn io(&self) -> <Self::Backend as IoBackend>::View<'_, Region<DOORBELLS>>;
 
-    /// Keeps interrupt `vector` from being handled, and waits until it is not. May sleep.
-    ///
-    /// Each call needs an [`irq_enable()`](Self::irq_enable).
-    fn irq_disable(&self, vector: u32);
+    /// Keeps an interrupt from being handled until it is dropped.
+    type IrqOff<'r>
+    where
+        Self: 'r;
 
-    /// Has interrupt `vector` handled again; those that came meanwhile at once.
-    fn irq_enable(&self, vector: u32);
+    /// Keeps interrupt `vector` from being handled, and waits until it is not. Sleeps.
+    fn irq_off(&self, vector: u32) -> Self::IrqOff<'_>;
 }
 
 /// The bytes that the registers take up when the doorbells are `stride` bytes apart and the last
