@@ -1,0 +1,259 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Commands to the controller itself, through its admin queue.
+
+use crate::{
+    block::{
+        Ops,
+        Tags,
+        Target, //
+    },
+    command::{
+        self,
+        Cns,
+        Command,
+        CommandStatus, //
+    },
+    ctrl::Controller,
+    identify::{
+        self,
+        Page, //
+    },
+    queue::Queue,
+    regs::Regs, //
+};
+use kernel::{
+    block::mq::{
+        DriverOp,
+        QueueLimits,
+        RequestQueue,
+        Status,
+        TagSet,
+        TagSetOptions, //
+    },
+    io::Io,
+    new_mutex,
+    physdma::Client,
+    prelude::*,
+    sync::{
+        Arc,
+        Mutex, //
+    },
+    time::Msecs, //
+};
+
+/// Entries of the admin queues. One command at a time is sent as yet.
+const ENTRIES: u32 = 32;
+
+/// The controller's admin queue.
+#[pin_data]
+pub(crate) struct Admin<'a, R: Regs> {
+    pub(crate) queue: Arc<Queue<'a, R>>,
+    requests: RequestQueue<Ops<'a, R>>,
+    /// What Identify answered, where the device cannot change it any more.
+    #[pin]
+    answer: Mutex<KBox<Page>>,
+}
+
+impl<'a, R: Regs + 'a> Admin<'a, R> {
+    /// Makes the admin queue of a controller. The device is not told yet.
+    ///
+    /// A command is given up when it was not answered for `timeout`. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`.
+    ///
+    /// # Safety
+    ///
+    /// The result must not be forgotten: it must be dropped before `'a` ends.
+    pub(crate) unsafe fn new(
+        ctrl: Arc<Controller<'a, R>>,
+        client: &'a Client<'a>,
+        timeout: Msecs,
+    ) -> Result<Pin<KBox<Self>>> {
+        let queue = Queue::new(ctrl, 0, 0, ENTRIES)?;
+        let mut queues = KVec::new();
+
+        queues.push(queue.clone(), GFP_KERNEL)?;
+        let options = TagSetOptions {
+            nr_hw_queues: 1,
+            queue_depth: queue.tags(),
+            timeout,
+            generation_bits: queue.generation_bits(),
+            ..Default::default()
+        };
+        // SAFETY: The tag set is not forgotten unless the result is.
+        let tags = unsafe { TagSet::new_scoped(options, Tags { queues, client }) };
+        let tags = Arc::pin_init(tags, GFP_KERNEL)?;
+        queue.set_in_flight(tags.in_flight(0).ok_or(EINVAL)?)?;
+
+        let target = Target {
+            nsid: 0,
+            lba_shift: 9,
+        };
+        let requests = RequestQueue::new(
+            tags,
+            QueueLimits::new(),
+            KBox::new(target, GFP_KERNEL)?,
+        )?;
+        let answer = KBox::init(pin_init::init_zeroed::<Page>(), GFP_KERNEL)?;
+
+        KBox::pin_init(
+            pin_init!(Self {
+                queue,
+                requests,
+                answer <- new_mutex!(answer),
+            }),
+            GFP_KERNEL,
+        )
+    }
+
+    /// Sends `command`, and waits for the answer, of which the first double word is returned.
+    ///
+    /// Sleeps. If it fails, one line says that `what` did.
+    ///
+    /// # Errors
+    ///
+    /// - `ETIMEDOUT`: there was no answer. The controller was disabled.
+    /// - `EIO`: the controller refused, or the command could not be sent.
+    fn execute(&self, what: &str, command: Command) -> Result<u32> {
+        let mut rq = self.requests.alloc(DriverOp::In)?;
+
+        let data = rq.data_mut();
+        data.command = command;
+        data.status = CommandStatus::INTERNAL;
+        let done = rq.execute(0);
+
+        match done.status() {
+            Status::OK => Ok(done.data().result),
+            Status::TIMEOUT => {
+                dev_err!(self.queue.ctrl().dev, "{}: no answer\n", what);
+                Err(ETIMEDOUT)
+            }
+            _ => {
+                dev_err!(
+                    self.queue.ctrl().dev,
+                    "{} failed: status {:#x}\n",
+                    what,
+                    done.data().status.0
+                );
+                Err(EIO)
+            }
+        }
+    }
+
+    /// Has the controller identify what `cns` and `nsid` say, and lets `parse` read the answer.
+    fn identify<T>(
+        &self,
+        what: &str,
+        cns: Cns,
+        nsid: u32,
+        parse: impl FnOnce(&Page) -> T,
+    ) -> Result<T> {
+        let mut answer = self.answer.lock();
+        let page = &self.queue.page;
+
+        // What the controller does not write is not the answer to an earlier question.
+        answer.fill(0);
+        page.copy_from_slice(&answer[..]);
+        self.execute(what, Command::identify(cns, nsid, page.dma_address()))?;
+        page.copy_to_slice(&mut answer[..]);
+        Ok(parse(&answer))
+    }
+
+    /// Identify Controller. Sleeps.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::execute`]; `EIO` if the answer makes no sense.
+    pub(crate) fn identify_controller(&self) -> Result<identify::Controller> {
+        self.identify("Identify Controller", Cns::Controller, 0, |page| {
+            identify::Controller::parse(page)
+        })?
+        .map_err(|e| {
+            dev_err!(
+                self.queue.ctrl().dev,
+                "Identify Controller makes no sense: {:?}\n",
+                e
+            );
+            EIO
+        })
+    }
+
+    /// Identify Namespace. Sleeps.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::execute`].
+    pub(crate) fn identify_namespace(
+        &self,
+        nsid: u32,
+    ) -> Result<Result<identify::Namespace, identify::Unusable>> {
+        self.identify("Identify Namespace", Cns::Namespace, nsid, |page| {
+            identify::Namespace::parse(page)
+        })
+    }
+
+    /// The next active namespaces after `after`, appended to `list`. Sleeps.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::execute`]; `ENOMEM`.
+    pub(crate) fn active_namespaces(&self, after: u32, list: &mut KVec<u32>) -> Result {
+        self.identify(
+            "Identify Active Namespaces",
+            Cns::ActiveNamespaces,
+            after,
+            |page| {
+                for nsid in identify::active_namespaces(page, after) {
+                    list.push(nsid, GFP_KERNEL)?;
+                }
+                Ok(())
+            },
+        )?
+    }
+
+    /// Asks for `wanted` I/O queue pairs, at least one, and returns how many there may be. Sleeps.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::execute`].
+    pub(crate) fn set_queues(&self, wanted: u16) -> Result<u16> {
+        let result = self.execute("Set Features, Number of Queues", Command::set_queues(wanted))?;
+
+        // CAST: At most `wanted`.
+        Ok(command::queues_granted(result).min(wanted.into()) as u16)
+    }
+
+    /// Makes `queue` a queue pair of the device, and lets it take commands. Sleeps.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::execute`].
+    pub(crate) fn create_queue(&self, queue: &Queue<'a, R>) -> Result {
+        let rings = queue.rings();
+        // CAST: There are at most 2048 vectors.
+        let vector = queue.vector() as u16;
+
+        self.execute(
+            "Create I/O Completion Queue",
+            Command::create_cq(queue.qid(), rings.entries, rings.cq, vector),
+        )?;
+        self.execute(
+            "Create I/O Submission Queue",
+            Command::create_sq(queue.qid(), rings.entries, rings.sq),
+        )?;
+        queue.set_enabled(true);
+        Ok(())
+    }
+
+    /// Asks for command `cid` of queue `qid` to be aborted. Sleeps.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::execute`].
+    pub(crate) fn abort(&self, qid: u16, cid: u16) -> Result {
+        self.execute("Abort", Command::abort(qid, cid)).map(|_| ())
+    }
+}

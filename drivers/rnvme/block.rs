@@ -1,0 +1,349 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Requests of the block layer become commands, and namespaces become disks.
+
+use crate::{
+    command::{
+        io,
+        Command,
+        CommandStatus, //
+    },
+    ctrl::Controller,
+    identify::{
+        Namespace,
+        CTRL_PAGE_SIZE,
+        MAX_TRANSFER, //
+    },
+    prp::{
+        self,
+        Fault, //
+    },
+    queue::{
+        Queue,
+        RequestLists, //
+    },
+    recovery,
+    regs::Regs, //
+};
+use core::marker::PhantomData;
+use kernel::{
+    block::mq::{
+        gen_disk::{
+            GenDisk,
+            GenDiskBuilder, //
+        },
+        IdleRequest,
+        InFlight,
+        Op,
+        Operations,
+        OwnedRequest,
+        QueueLimits,
+        QueueMaps,
+        QueueType,
+        Started,
+        Status,
+        TagSet,
+        TimedOut,
+        TimeoutAction, //
+    },
+    dma::DataDirection,
+    fmt,
+    physdma::{
+        self,
+        Client,
+        Limits,
+        Mapping,
+        ReqBvecs, //
+    },
+    prelude::*,
+    sync::Arc, //
+};
+
+/// How often a command is sent before its request fails, less one.
+const MAX_RETRIES: u8 = 5;
+
+/// The most segments of a request.
+const MAX_SEGMENTS: u16 = (MAX_TRANSFER / CTRL_PAGE_SIZE) as u16 + 1;
+
+/// What the driver's PRP lists can say to the device.
+pub(crate) const CLIENT_LIMITS: Limits = Limits {
+    max_segment_bytes: u32::MAX,
+    boundary_mask: u64::MAX,
+    max_segments: MAX_SEGMENTS,
+};
+
+/// What lies beside each request: `struct nvme_iod` in the C driver.
+pub(crate) struct Iod<'a> {
+    mapping: Mapping<'a>,
+    /// The long PRP lists that the request has, one bit each.
+    pub(crate) lists: u64,
+    /// The driver's own command, where the request is one.
+    pub(crate) command: Command,
+    /// The first double word of the answer.
+    pub(crate) result: u32,
+    /// How the device says that the command ended.
+    pub(crate) status: CommandStatus,
+    retries: u8,
+}
+
+/// What all queues of a tag set need.
+pub(crate) struct Tags<'a, R: Regs> {
+    /// The queue of each hardware context.
+    pub(crate) queues: KVec<Arc<Queue<'a, R>>>,
+    /// Who maps memory for the device.
+    pub(crate) client: &'a Client<'a>,
+}
+
+/// What a hardware context has.
+pub(crate) struct Hw<'a, R: Regs> {
+    queue: Arc<Queue<'a, R>>,
+    client: &'a Client<'a>,
+}
+
+/// What a request is about.
+pub(crate) struct Target {
+    /// The namespace; 0 for commands to the controller.
+    pub(crate) nsid: u32,
+    /// A block is two to the power of this bytes.
+    pub(crate) lba_shift: u32,
+}
+
+/// The driver, as the block layer calls it: for disks and for the admin queue.
+pub(crate) struct Ops<'a, R: Regs>(PhantomData<fn(&'a R) -> &'a R>);
+
+impl<'a, R: Regs + 'a> Ops<'a, R> {
+    /// Maps the data of `rq` and builds a command that moves them.
+    #[inline]
+    fn read_write(
+        hw: &Hw<'a, R>,
+        target: &Target,
+        rq: &mut IdleRequest<'_, Self>,
+        opcode: u8,
+        dir: DataDirection,
+    ) -> Result<Command, Status> {
+        let bytes = rq.bytes();
+        let tag = rq.id().tag;
+        let lba = rq.sector() >> (target.lba_shift - 9);
+        let blocks = u16::try_from(bytes >> target.lba_shift).map_err(|_| Status::IOERR)?;
+        let (rq, data) = rq.split();
+        let command = Command::rw(opcode, target.nsid, lba, blocks, rq.is_fua());
+
+        // SAFETY: A request that was mapped is unmapped, in `complete()` or by `give_up()`, before
+        // it is ended.
+        let source = unsafe { ReqBvecs::new(rq) };
+        let mut segments = hw
+            .client
+            .map(&mut data.mapping, source, dir)
+            .map_err(|e| Self::mapping_failed(&hw.queue, e))?;
+        let mut lists = RequestLists::new(&hw.queue, tag, &mut data.lists);
+
+        match prp::build(
+            || {
+                segments
+                    .next()
+                    .map(|s| s.map(|physdma::Segment { dma, len }| (dma, len)))
+            },
+            bytes,
+            &mut lists,
+        ) {
+            Ok(prp) => Ok(command.with_prp(prp)),
+            Err(fault) => {
+                hw.queue.give_lists(data);
+                data.mapping.unmap();
+                Err(match fault {
+                    // A request that completes gives its lists back.
+                    Fault::NoLists => Status::RESOURCE,
+                    Fault::Source(e) => Self::mapping_failed(&hw.queue, e),
+                    Fault::Misaligned | Fault::Length => {
+                        Self::malformed(&hw.queue, fault);
+                        Status::IOERR
+                    }
+                })
+            }
+        }
+    }
+
+    /// What a request is told whose memory could not be mapped.
+    #[cold]
+    fn mapping_failed(queue: &Queue<'a, R>, e: Error) -> Status {
+        if e == ENOMEM || e == EAGAIN {
+            return Status::RESOURCE;
+        }
+        dev_err!(queue.ctrl().dev, "a request cannot be mapped: {:?}\n", e);
+        Status::IOERR
+    }
+
+    /// The block layer keeps to the limits that it was told, so that this does not happen.
+    #[cold]
+    fn malformed(queue: &Queue<'a, R>, fault: Fault<Error>) {
+        dev_err!(
+            queue.ctrl().dev,
+            "a request does not keep to the limits: {:?}\n",
+            fault
+        );
+    }
+
+    /// Ends, or sends again, a request that the device will not answer any more.
+    pub(crate) fn give_up(mut rq: OwnedRequest<Self>, retry: bool, status: Status) {
+        let own = matches!(rq.op(), Op::DrvIn | Op::DrvOut);
+        let data = rq.data_mut();
+
+        data.mapping.unmap();
+        if retry && !own && data.retries < MAX_RETRIES {
+            data.retries += 1;
+            rq.requeue();
+        } else {
+            data.retries = 0;
+            rq.end(status);
+        }
+    }
+}
+
+#[vtable]
+impl<'a, R: Regs + 'a> Operations for Ops<'a, R> {
+    type RequestData = Iod<'a>;
+    type QueueData = KBox<Target>;
+    type HwData = Hw<'a, R>;
+    type TagSetData = Tags<'a, R>;
+
+    fn new_request_data(_tags: &Tags<'a, R>) -> impl Init<Iod<'a>, Error> {
+        Ok::<_, Error>(Iod {
+            mapping: Mapping::default(),
+            lists: 0,
+            command: Command::default(),
+            result: 0,
+            status: CommandStatus::default(),
+            retries: 0,
+        })
+    }
+
+    fn init_hctx(
+        tags: &Tags<'a, R>,
+        hctx_idx: u32,
+        _in_flight: &Arc<InFlight<Self>>,
+    ) -> Result<Hw<'a, R>> {
+        let queue = tags.queues.get(hctx_idx as usize).ok_or(EINVAL)?;
+
+        Ok(Hw {
+            queue: queue.clone(),
+            client: tags.client,
+        })
+    }
+
+    #[inline]
+    fn queue_rq<'r>(
+        hw: &Hw<'a, R>,
+        target: &Target,
+        mut rq: IdleRequest<'r, Self>,
+        is_last: bool,
+    ) -> Result<Started<'r>, Status> {
+        let queue = &*hw.queue;
+
+        if !queue.is_enabled() {
+            return Err(queue.refusal());
+        }
+        let command = match rq.op() {
+            Op::Read => {
+                Self::read_write(hw, target, &mut rq, io::READ, DataDirection::FromDevice)?
+            }
+            Op::Write => Self::read_write(hw, target, &mut rq, io::WRITE, DataDirection::ToDevice)?,
+            Op::Flush => Command::flush(target.nsid),
+            Op::DrvIn | Op::DrvOut => rq.data_mut().command,
+            _ => return Err(Status::NOTSUPP),
+        };
+        let command = command.encode(queue.cid(rq.id()));
+        let started = rq.start();
+
+        queue.submit(command, is_last);
+        Ok(started)
+    }
+
+    fn commit_rqs(hw: &Hw<'a, R>, _target: &Target) {
+        hw.queue.commit();
+    }
+
+    #[inline]
+    fn complete(mut rq: OwnedRequest<Self>) {
+        let data = rq.data_mut();
+        let status = data.status;
+
+        if !status.is_ok() {
+            return Self::give_up(rq, status.may_retry(), status.to_blk());
+        }
+        data.mapping.unmap();
+        data.retries = 0;
+        rq.end(Status::OK);
+    }
+
+    fn timeout(hw: &Hw<'a, R>, _target: &Target, rq: TimedOut<'_, Self>) -> TimeoutAction {
+        recovery::timed_out(&hw.queue, rq)
+    }
+
+    fn map_queues(tags: &Tags<'a, R>, maps: &mut QueueMaps<'_>) {
+        let Some(first) = tags.queues.first() else {
+            return;
+        };
+        let nr = maps.nr_hw_queues();
+
+        // The queues were numbered before; the spread over the CPUs that is there serves as well.
+        let _ = maps.map_irqs(
+            QueueType::Default,
+            nr,
+            0,
+            first.ctrl().dev,
+            first.vector(),
+        );
+    }
+}
+
+/// A namespace as user space sees it.
+pub(crate) struct Disk<'a, R: Regs> {
+    pub(crate) nsid: u32,
+    pub(crate) disk: GenDisk<Ops<'a, R>>,
+}
+
+impl<'a, R: Regs + 'a> Disk<'a, R> {
+    /// Makes a disk of namespace `nsid` and shows it. Sleeps: the partition table is read.
+    ///
+    /// `max_transfer` is the most bytes of a request, and `write_cache` says whether what was written
+    /// must be flushed.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`, or another error of `device_add_disk()`.
+    pub(crate) fn new(
+        ctrl: &Controller<'a, R>,
+        tags: Arc<TagSet<Ops<'a, R>>>,
+        name: fmt::Arguments<'_>,
+        nsid: u32,
+        ns: Namespace,
+        max_transfer: u32,
+        write_cache: bool,
+    ) -> Result<Self> {
+        let block = 1 << ns.lba_shift;
+        let limits = QueueLimits::new()
+            .logical_block_size(block)?
+            .physical_block_size(block)?
+            .max_hw_sectors(max_transfer >> 9)
+            .max_segments(MAX_SEGMENTS)
+            .max_segment_size(u32::MAX)
+            .virt_boundary_mask(CTRL_PAGE_SIZE as usize - 1)
+            .dma_alignment(3)
+            .write_cache(write_cache)
+            .fua(write_cache);
+        let target = KBox::new(
+            Target {
+                nsid,
+                lba_shift: ns.lba_shift,
+            },
+            GFP_KERNEL,
+        )?;
+        let disk = GenDiskBuilder::new()
+            .limits(limits)
+            .capacity_sectors(ns.sectors())
+            .parent(ctrl.dev)
+            .build(name, tags, target)?;
+
+        Ok(Self { nsid, disk })
+    }
+}

@@ -1,0 +1,429 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! A controller in use: how its queues and disks come and go.
+
+use crate::{
+    admin::Admin,
+    block::{
+        Disk,
+        Ops,
+        Tags,
+        CLIENT_LIMITS, //
+    },
+    ctrl::{
+        Controller,
+        State, //
+    },
+    identify::{
+        self,
+        CTRL_PAGE_SIZE, //
+    },
+    queue::Queue,
+    recovery::Recovery,
+    regs::Regs, //
+};
+use core::mem;
+use kernel::{
+    block::mq::{
+        Status,
+        TagSet,
+        TagSetOptions, //
+    },
+    device::{
+        Bound,
+        Device, //
+    },
+    new_mutex,
+    physdma::Client,
+    prelude::*,
+    sync::{
+        rcu::synchronize_rcu,
+        Arc,
+        Mutex, //
+    },
+    time::Msecs,
+    types::ScopeGuard, //
+};
+
+/// The most entries of an I/O queue.
+const MAX_ENTRIES: u32 = 1024;
+
+/// The most namespaces of a controller that become disks.
+const MAX_NAMESPACES: usize = 1024;
+
+/// What the driver is told about how to use a controller.
+#[derive(Clone, Copy)]
+pub(crate) struct Config {
+    /// The number in the names of its disks.
+    pub(crate) instance: u32,
+    /// The most I/O queues.
+    pub(crate) io_queues: u32,
+    /// When a request of a disk is considered lost, in milliseconds.
+    pub(crate) io_timeout: Msecs,
+    /// When an admin command is, in milliseconds.
+    pub(crate) admin_timeout: Msecs,
+}
+
+/// The device's interrupts.
+pub(crate) trait Interrupts<'a, R: Regs> {
+    /// The number of vectors, at least one.
+    fn vectors(&self) -> u32;
+
+    /// Has [`Queue::process`] called when the vector of `queue` interrupts, until `self` is dropped.
+    fn attach(&mut self, queue: Arc<Queue<'a, R>>) -> Result;
+}
+
+/// A controller with its queues and disks.
+#[pin_data]
+pub(crate) struct Nvme<'a, R: Regs> {
+    pub(crate) ctrl: Arc<Controller<'a, R>>,
+    admin: Pin<KBox<Admin<'a, R>>>,
+    queues: KVec<Arc<Queue<'a, R>>>,
+    tags: Arc<TagSet<Ops<'a, R>>>,
+    identity: identify::Controller,
+    /// The most bytes of a request.
+    max_transfer: u32,
+    config: Config,
+    #[pin]
+    disks: Mutex<KVec<Disk<'a, R>>>,
+}
+
+impl<'a, R: Regs + 'a> Nvme<'a, R> {
+    /// Brings the controller up, as far as it can serve requests. Sleeps.
+    ///
+    /// # Errors
+    ///
+    /// `ENODEV`, `EIO`, `ETIMEDOUT`, `ENOMEM`: what the controller does wrong was logged.
+    ///
+    /// # Safety
+    ///
+    /// The result must not be forgotten: it must be dropped before `'a` ends.
+    unsafe fn new(
+        dev: &'a Device<Bound>,
+        regs: R,
+        irqs: &mut impl Interrupts<'a, R>,
+        config: Config,
+    ) -> Result<Arc<Self>> {
+        let client = Client::new(dev, CLIENT_LIMITS)?.into_devres()?;
+        let ctrl = Controller::new(dev, regs)?;
+        // Whoever used it before may have left it running.
+        ctrl.disable()?;
+
+        // SAFETY: It is not forgotten unless the result is.
+        let admin = unsafe { Admin::new(ctrl.clone(), client, config.admin_timeout) }?;
+        irqs.attach(admin.queue.clone())?;
+        // From here on the device writes to memory, which must end before the memory is freed.
+        let enabled = ScopeGuard::new_with_data(ctrl.clone(), |ctrl| {
+            // What can be said about an error was said.
+            let _ = ctrl.disable();
+        });
+        ctrl.enable(&admin.queue.rings())?;
+        admin.queue.set_enabled(true);
+
+        let identity = admin.identify_controller()?;
+        let max_transfer = identity.max_transfer.min(
+            u32::try_from(client.max_bytes()).unwrap_or(u32::MAX) & !(CTRL_PAGE_SIZE - 1),
+        );
+        // One vector is for the admin queue, unless there is but one.
+        let vectors = irqs.vectors();
+        let wanted = config
+            .io_queues
+            .min(vectors.saturating_sub(1))
+            .min(ctrl.caps.max_qid.into())
+            .max(1);
+        // CAST: At most `max_qid`.
+        let granted = admin.set_queues(wanted as u16)?;
+        let entries = ctrl.caps.max_entries.min(MAX_ENTRIES);
+
+        let mut queues = KVec::new();
+        let mut shared = KVec::new();
+        for qid in 1..=granted {
+            let vector = if vectors == 1 { 0 } else { qid.into() };
+            let queue = Queue::new(ctrl.clone(), qid, vector, entries)?;
+
+            irqs.attach(queue.clone())?;
+            queues.push(queue.clone(), GFP_KERNEL)?;
+            shared.push(queue, GFP_KERNEL)?;
+        }
+        let first = queues.first().ok_or(ENODEV)?;
+        let options = TagSetOptions {
+            nr_hw_queues: granted.into(),
+            queue_depth: first.tags(),
+            timeout: config.io_timeout,
+            generation_bits: first.generation_bits(),
+            ..Default::default()
+        };
+        // SAFETY: It is not forgotten unless the result is.
+        let tags = unsafe {
+            TagSet::new_scoped(
+                options,
+                Tags {
+                    queues: shared,
+                    client,
+                },
+            )
+        };
+        let tags = Arc::pin_init(tags, GFP_KERNEL)?;
+        // Where there are less CPUs than queues, the rest is not used.
+        for (i, queue) in (0..tags.nr_hw_queues()).zip(&queues) {
+            queue.set_in_flight(tags.in_flight(i).ok_or(EINVAL)?)?;
+            admin.create_queue(queue)?;
+        }
+        ctrl.set_state(State::Live);
+        dev_info!(
+            dev,
+            "{} (serial {}, firmware {}): {} I/O queues of {} entries, {} KiB a command\n",
+            identity.model(),
+            identity.serial(),
+            identity.firmware(),
+            tags.nr_hw_queues(),
+            entries,
+            max_transfer >> 10
+        );
+
+        let nvme = Arc::pin_init(
+            pin_init!(Self {
+                ctrl,
+                admin,
+                queues,
+                tags,
+                identity,
+                max_transfer,
+                config,
+                disks <- new_mutex!(KVec::new()),
+            }),
+            GFP_KERNEL,
+        )?;
+        enabled.dismiss();
+        Ok(nvme)
+    }
+
+    /// Makes a disk of every namespace that can be one. Sleeps.
+    ///
+    /// A namespace that cannot is skipped, after one line that says why.
+    ///
+    /// # Errors
+    ///
+    /// Those of the commands that list the namespaces, and `ENOMEM`.
+    fn add_disks(&self) -> Result {
+        let mut list = KVec::new();
+
+        loop {
+            let (before, last) = (list.len(), list.last().copied().unwrap_or(0));
+
+            self.admin.active_namespaces(last, &mut list)?;
+            let full = list.len() - before == identify::LIST_LEN;
+            if list.len() >= MAX_NAMESPACES {
+                dev_warn!(
+                    self.ctrl.dev,
+                    "only the first {} namespaces become disks\n",
+                    MAX_NAMESPACES
+                );
+                list.truncate(MAX_NAMESPACES);
+                break;
+            }
+            if !full {
+                break;
+            }
+        }
+        if list.is_empty() {
+            dev_warn!(self.ctrl.dev, "there is no active namespace\n");
+        }
+
+        for &nsid in &list {
+            if nsid > self.identity.namespaces {
+                dev_err!(
+                    self.ctrl.dev,
+                    "namespace {} of {} is skipped\n",
+                    nsid,
+                    self.identity.namespaces
+                );
+                continue;
+            }
+            if let Err(e) = self.add_disk(nsid) {
+                dev_err!(self.ctrl.dev, "namespace {}: no disk: {:?}\n", nsid, e);
+            }
+        }
+        Ok(())
+    }
+
+    fn add_disk(&self, nsid: u32) -> Result {
+        let ns = match self.admin.identify_namespace(nsid)? {
+            Ok(ns) => ns,
+            Err(e) => {
+                dev_warn!(
+                    self.ctrl.dev,
+                    "namespace {} is skipped: {:?}\n",
+                    nsid,
+                    e
+                );
+                return Ok(());
+            }
+        };
+        let disk = Disk::new(
+            &self.ctrl,
+            self.tags.clone(),
+            fmt!("rnvme{}n{}", self.config.instance, nsid),
+            nsid,
+            ns,
+            self.max_transfer,
+            self.identity.write_cache,
+        )?;
+
+        if self.ctrl.state() == State::Dead {
+            disk.disk.mark_dead();
+        }
+        self.disks.lock().push(disk, GFP_KERNEL)?;
+        Ok(())
+    }
+
+    /// Runs `f` with the disk of namespace `nsid`.
+    #[cfg_attr(not(test), allow(dead_code, reason = "for the suite that plays a controller"))]
+    pub(crate) fn with_disk<T>(&self, nsid: u32, f: impl FnOnce(&Disk<'a, R>) -> T) -> Option<T> {
+        self.disks.lock().iter().find(|d| d.nsid == nsid).map(f)
+    }
+
+    /// Removes the disks: what was written to them is written out, if it can be. Sleeps.
+    fn remove_disks(&self) {
+        let disks = mem::take(&mut *self.disks.lock());
+
+        drop(disks);
+    }
+
+    /// Asks the controller to abort a command. Sleeps.
+    ///
+    /// Called by the recovery thread.
+    pub(crate) fn abort(&self, qid: u16, cid: u16) {
+        // The time-out of the command comes again, whatever becomes of this one.
+        let _ = self.admin.abort(qid, cid);
+    }
+
+    /// Resets the controller, and has all that was not answered sent again. Sleeps.
+    ///
+    /// Called by the recovery thread.
+    pub(crate) fn reset(&self) {
+        if self.ctrl.state() != State::Live {
+            return;
+        }
+        self.ctrl.set_state(State::Starting);
+        self.stop_queues();
+        // A controller that answers no more cannot be disabled; the attempt to enable it tells.
+        let disabled = self.ctrl.disable();
+        self.drain(true);
+
+        match disabled.and_then(|()| self.restart()) {
+            Ok(()) => {
+                self.ctrl.set_state(State::Live);
+                dev_info!(self.ctrl.dev, "the controller was reset\n");
+            }
+            Err(e) => self.die(e),
+        }
+    }
+
+    /// Brings the controller up again, with the queues that it had.
+    fn restart(&self) -> Result {
+        self.ctrl.enable(&self.admin.queue.rings())?;
+        self.admin.queue.set_enabled(true);
+
+        // CAST: It was granted as a `u16`.
+        let wanted = self.tags.nr_hw_queues() as u16;
+        if self.admin.set_queues(wanted)? < wanted {
+            dev_err!(self.ctrl.dev, "the controller has less queues than before\n");
+            return Err(EIO);
+        }
+        for queue in self.used_queues() {
+            self.admin.create_queue(queue)?;
+        }
+        Ok(())
+    }
+
+    /// Gives the controller up: what it was asked fails, and so does what comes.
+    #[cold]
+    fn die(&self, e: Error) {
+        dev_err!(self.ctrl.dev, "the controller is dead: {:?}\n", e);
+        self.ctrl.set_state(State::Dead);
+        self.stop_queues();
+        let _ = self.ctrl.disable();
+        self.drain(false);
+        for disk in self.disks.lock().iter() {
+            disk.disk.mark_dead();
+        }
+    }
+
+    /// The queues that have a hardware context.
+    fn used_queues(&self) -> impl Iterator<Item = &Arc<Queue<'a, R>>> {
+        self.queues.iter().take(self.tags.nr_hw_queues() as usize)
+    }
+
+    /// Lets nobody submit any more. Sleeps until nobody does.
+    fn stop_queues(&self) {
+        self.admin.queue.set_enabled(false);
+        for queue in &self.queues {
+            queue.set_enabled(false);
+        }
+        synchronize_rcu();
+    }
+
+    /// Takes back what the device did not answer; it was disabled, and nobody submits.
+    fn drain(&self, retry: bool) {
+        self.admin
+            .queue
+            .drain(|rq| Ops::give_up(rq, false, Status::IOERR));
+        for queue in &self.queues {
+            queue.drain(|rq| Ops::give_up(rq, retry, Status::IOERR));
+        }
+    }
+}
+
+/// A controller that the driver has bound to.
+///
+/// Dropping it removes the disks, and shuts the controller down.
+pub(crate) struct Attached<'a, R: Regs, I> {
+    pub(crate) nvme: Arc<Nvme<'a, R>>,
+    recovery: Option<Recovery<'a, R>>,
+    /// Dropped after the controller was shut down.
+    _irqs: I,
+}
+
+impl<'a, R: Regs + 'a, I: Interrupts<'a, R>> Attached<'a, R, I> {
+    /// Brings a controller up and shows its disks. Sleeps.
+    ///
+    /// # Errors
+    ///
+    /// `ENODEV`, `EIO`, `ETIMEDOUT`, `ENOMEM`: what the controller does wrong was logged.
+    ///
+    /// # Safety
+    ///
+    /// The result must not be forgotten: it must be dropped before `'a` ends.
+    pub(crate) unsafe fn new(
+        dev: &'a Device<Bound>,
+        regs: R,
+        mut irqs: I,
+        config: Config,
+    ) -> Result<Self> {
+        // SAFETY: It is not forgotten unless the result is.
+        let nvme = unsafe { Nvme::new(dev, regs, &mut irqs, config) }?;
+        let mut this = Self {
+            nvme: nvme.clone(),
+            recovery: None,
+            _irqs: irqs,
+        };
+
+        // SAFETY: It is not forgotten unless the result is.
+        this.recovery = Some(unsafe { Recovery::new(nvme) }?);
+        this.nvme.add_disks()?;
+        Ok(this)
+    }
+}
+
+impl<'a, R: Regs + 'a, I> Drop for Attached<'a, R, I> {
+    fn drop(&mut self) {
+        // Recovery has to go on until nobody waits for a request.
+        self.nvme.remove_disks();
+        self.recovery = None;
+
+        self.nvme.stop_queues();
+        self.nvme.ctrl.shut_down(self.nvme.identity.shutdown_ms);
+        self.nvme.drain(false);
+    }
+}

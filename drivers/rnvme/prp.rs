@@ -1,0 +1,149 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Physical Region Pages: how a command says where its data are.
+//!
+//! A command holds two entries. The first is an address; it may have an offset in its page. If the
+//! data go on, the second is the address of the next page or, if there are more pages than that,
+//! of a list of page addresses. A list lies within one page; if it is full, its last entry is the
+//! address of the next list.
+//!
+//! No kernel types here: the same source is compiled on the host for its tests.
+//!
+//! NVM Express Base Specification 2.0, section 4.1.1.
+
+/// Bytes that an entry covers, and bytes of a full list.
+pub(crate) const PAGE: u64 = 4096;
+/// Entries of a full list.
+pub(crate) const ENTRIES: usize = PAGE as usize / size_of::<u64>();
+
+/// Memory for the lists of one request.
+pub(crate) trait Lists {
+    /// Gets memory for `entries` entries: a list that holds them, or as many full ones as
+    /// [`lists()`] says. Returns `false` if there is none just now.
+    fn reserve(&mut self, entries: usize) -> bool;
+
+    /// The address of list `list`, as the device sees it.
+    fn address(&self, list: usize) -> u64;
+
+    /// Writes `entry`, a value in the CPU's byte order, into `slot` of `list`.
+    fn write(&mut self, list: usize, slot: usize, entry: u64);
+}
+
+/// Why there are no entries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fault<E> {
+    /// The next segment could not be had.
+    Source(E),
+    /// There is no memory for lists just now.
+    NoLists,
+    /// A segment begins or ends within a page where it must not, or the first one not on a
+    /// multiple of four bytes.
+    Misaligned,
+    /// The segments are not as long together as they should be.
+    Length,
+}
+
+/// How many lists `entries` entries need when there is more than one.
+pub(crate) const fn lists(entries: usize) -> usize {
+    match entries {
+        0..=ENTRIES => 1,
+        // Each but the last gives one entry to the address of the next.
+        _ => (entries - 1).div_ceil(ENTRIES - 1),
+    }
+}
+
+/// The most list entries that `bytes` bytes of data can need.
+pub(crate) const fn max_entries(bytes: u32) -> usize {
+    bytes as usize / PAGE as usize
+}
+
+/// Builds the entries for `bytes` bytes of data in the segments that `next` returns, of which each
+/// is an address and a length, and returns those that go into the command.
+#[inline]
+pub(crate) fn build<E>(
+    mut next: impl FnMut() -> Result<Option<(u64, u32)>, E>,
+    bytes: u32,
+    lists: &mut impl Lists,
+) -> Result<[u64; 2], Fault<E>> {
+    let mut segment = || match next() {
+        Ok(Some(segment)) => Ok(segment),
+        Ok(None) => Err(Fault::Length),
+        Err(e) => Err(Fault::Source(e)),
+    };
+    let (first, len) = segment()?;
+    let offset = first % PAGE;
+
+    if bytes == 0 || len == 0 {
+        return Err(Fault::Length);
+    }
+    if offset % 4 != 0 {
+        return Err(Fault::Misaligned);
+    }
+
+    // Bytes of the current segment, and of the data, that no entry covers yet.
+    let in_page = PAGE - offset;
+    let mut left = u64::from(bytes);
+    let (mut dma, mut rest) = (first, u64::from(len));
+
+    if rest > left {
+        return Err(Fault::Length);
+    }
+    let covered = rest.min(in_page);
+    if covered < in_page && covered < left {
+        return Err(Fault::Misaligned);
+    }
+    dma = dma.wrapping_add(covered);
+    rest -= covered;
+    left -= covered;
+
+    // The next whole page, or the end of the data.
+    let mut page = || -> Result<Option<u64>, Fault<E>> {
+        if left == 0 {
+            return if rest == 0 { Ok(None) } else { Err(Fault::Length) };
+        }
+        if rest == 0 {
+            let (next, len) = segment()?;
+            (dma, rest) = (next, len.into());
+            if dma % PAGE != 0 {
+                return Err(Fault::Misaligned);
+            }
+            if rest == 0 {
+                return Err(Fault::Length);
+            }
+        }
+        if rest > left {
+            return Err(Fault::Length);
+        }
+        let covered = rest.min(PAGE);
+        if covered < PAGE && covered < left {
+            return Err(Fault::Misaligned);
+        }
+        let entry = dma;
+        dma = dma.wrapping_add(covered);
+        rest -= covered;
+        left -= covered;
+        Ok(Some(entry))
+    };
+
+    let entries = u64::from(bytes).saturating_sub(in_page).div_ceil(PAGE) as usize;
+    if entries < 2 {
+        return Ok([first, page()?.unwrap_or(0)]);
+    }
+    if !lists.reserve(entries) {
+        return Err(Fault::NoLists);
+    }
+
+    let (mut list, mut slot) = (0, 0);
+    for entry in 0..entries {
+        // The last entry of a full list, unless it is the last of all, leads to the next list.
+        if slot == ENTRIES - 1 && entry != entries - 1 {
+            let address = lists.address(list + 1);
+            lists.write(list, slot, address);
+            (list, slot) = (list + 1, 0);
+        }
+        // There are as many pages as entries, unless the segments are too short, which is an error.
+        lists.write(list, slot, page()?.ok_or(Fault::Length)?);
+        slot += 1;
+    }
+    Ok([first, lists.address(0)])
+}

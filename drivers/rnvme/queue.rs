@@ -1,0 +1,516 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! A queue pair: the submission and completion rings, their doorbells, and what is in flight.
+//!
+//! NVM Express Base Specification 2.0, section 3.3.
+
+use crate::{
+    block::{
+        Iod,
+        Ops, //
+    },
+    command::{
+        CommandStatus,
+        CompletionTail,
+        RawCommand,
+        RawCompletion, //
+    },
+    ctrl::{
+        AdminRings,
+        Controller,
+        State, //
+    },
+    identify,
+    prp,
+    regs::{
+        self,
+        Regs, //
+    }, //
+};
+use core::mem;
+use kernel::{
+    block::mq::{
+        CommandId,
+        InFlight,
+        OwnedRequest,
+        Status as BlkStatus, //
+    },
+    dma::Coherent,
+    io::{
+        io_project,
+        io_read,
+        Io, //
+    },
+    new_spinlock,
+    prelude::*,
+    sync::{
+        atomic::{
+            Acquire,
+            Atomic,
+            Relaxed,
+            Release, //
+        },
+        barrier::{
+            dma_mb,
+            Read, //
+        },
+        Arc,
+        SetOnce,
+        SpinLock, //
+    }, //
+};
+
+/// Entries of the short PRP list that each tag has for itself.
+const SHORT: usize = 32;
+/// Long PRP lists that the requests of a queue share: one bit each in [`Queue::free_lists`].
+const LONG_LISTS: usize = u64::BITS as usize;
+
+// A queue always has enough lists for a request, if no other has any.
+const _: () = assert!(prp::lists(prp::max_entries(identify::MAX_TRANSFER)) <= LONG_LISTS);
+
+/// The producer's side of the submission ring.
+struct Submission {
+    /// The slot of the next command.
+    tail: u32,
+    /// What the doorbell was rung with last.
+    rung: u32,
+}
+
+/// A submission queue and the completion queue that answers it.
+///
+/// The completion ring has one consumer: the interrupt handler, or who keeps it from running.
+#[pin_data]
+pub(crate) struct Queue<'a, R: Regs> {
+    ctrl: Arc<Controller<'a, R>>,
+    qid: u16,
+    vector: u32,
+    entries: u32,
+    /// A command identifier is a tag of this many bits, and above it the tag's generation.
+    tag_bits: u32,
+    /// The submission ring. The device reads it.
+    pub(crate) sq: Coherent<[RawCommand]>,
+    /// The completion ring. The device writes it.
+    pub(crate) cq: Coherent<[RawCompletion]>,
+    /// A page for what commands of the driver's own move: the answers to Identify.
+    pub(crate) page: Coherent<[u8]>,
+    /// A short PRP list for each tag.
+    short_lists: Coherent<[[u64; SHORT]]>,
+    /// Long PRP lists for those requests that need them.
+    long_lists: Coherent<[[u64; prp::ENTRIES]]>,
+    /// Which long lists nobody uses.
+    free_lists: Atomic<u64>,
+    #[pin]
+    submission: SpinLock<Submission>,
+    /// The slot of the next completion.
+    head: Atomic<u32>,
+    /// The phase that the next completion will have.
+    phase: Atomic<bool>,
+    enabled: Atomic<bool>,
+    in_flight: SetOnce<Arc<InFlight<Ops<'a, R>>>>,
+}
+
+impl<'a, R: Regs> Queue<'a, R> {
+    /// Allocates queue pair `qid` of `entries` entries, at least two. It is not the device's yet.
+    ///
+    /// May sleep.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`, `EINVAL`.
+    pub(crate) fn new(
+        ctrl: Arc<Controller<'a, R>>,
+        qid: u16,
+        vector: u32,
+        entries: u32,
+    ) -> Result<Arc<Self>> {
+        let dev = ctrl.dev;
+        let len = entries as usize;
+        let tags = entries.checked_sub(1).filter(|&n| n > 0).ok_or(EINVAL)?;
+        // The admin queue's commands have no list.
+        let (short, long) = match qid {
+            0 => (1, 1),
+            _ => (tags as usize, LONG_LISTS),
+        };
+
+        Arc::pin_init(
+            try_pin_init!(Self {
+                sq: Coherent::zeroed_slice(dev, len, GFP_KERNEL)?,
+                cq: Coherent::zeroed_slice(dev, len, GFP_KERNEL)?,
+                page: Coherent::zeroed_slice(dev, identify::PAGE_LEN, GFP_KERNEL)?,
+                short_lists: Coherent::zeroed_slice(dev, short, GFP_KERNEL)?,
+                long_lists: Coherent::zeroed_slice(dev, long, GFP_KERNEL)?,
+                free_lists: Atomic::new(u64::MAX >> (LONG_LISTS - long)),
+                ctrl,
+                qid,
+                vector,
+                entries,
+                tag_bits: u32::BITS - (tags - 1).leading_zeros(),
+                submission <- new_spinlock!(Submission { tail: 0, rung: 0 }),
+                head: Atomic::new(0),
+                phase: Atomic::new(true),
+                enabled: Atomic::new(false),
+                in_flight: SetOnce::new(),
+            }? Error),
+            GFP_KERNEL,
+        )
+    }
+
+    pub(crate) fn ctrl(&self) -> &Arc<Controller<'a, R>> {
+        &self.ctrl
+    }
+
+    pub(crate) fn qid(&self) -> u16 {
+        self.qid
+    }
+
+    pub(crate) fn vector(&self) -> u32 {
+        self.vector
+    }
+
+    /// How many commands it can hold: one less than entries, as a full ring looks like an empty
+    /// one.
+    pub(crate) fn tags(&self) -> u32 {
+        self.entries - 1
+    }
+
+    /// The bits that are left of a command identifier for the generation.
+    pub(crate) fn generation_bits(&self) -> u32 {
+        u16::BITS - self.tag_bits
+    }
+
+    /// Where the rings are, as the device sees it.
+    pub(crate) fn rings(&self) -> AdminRings {
+        AdminRings {
+            entries: self.entries,
+            sq: self.sq.dma_address(),
+            cq: self.cq.dma_address(),
+        }
+    }
+
+    /// Sets the table in which the requests are entered when they start.
+    pub(crate) fn set_in_flight(&self, in_flight: Arc<InFlight<Ops<'a, R>>>) -> Result {
+        match self.in_flight.populate(in_flight) {
+            true => Ok(()),
+            false => Err(EBUSY),
+        }
+    }
+
+    pub(crate) fn in_flight(&self) -> Result<&InFlight<Ops<'a, R>>> {
+        self.in_flight.as_ref().map(|x| &**x).ok_or(ENXIO)
+    }
+
+    /// Whether commands may be submitted.
+    #[inline]
+    pub(crate) fn is_enabled(&self) -> bool {
+        self.enabled.load(Relaxed)
+    }
+
+    /// Lets commands be submitted, or no more.
+    ///
+    /// Who disables it has to wait for an RCU grace period before nobody submits any more.
+    pub(crate) fn set_enabled(&self, enabled: bool) {
+        self.enabled.store(enabled, Release);
+    }
+
+    /// What a request is told while the queue is not enabled.
+    #[cold]
+    pub(crate) fn refusal(&self) -> BlkStatus {
+        if self.qid == 0 || self.ctrl.state() == State::Dead {
+            BlkStatus::IOERR
+        } else {
+            // It comes again, when the controller was reset.
+            BlkStatus::RESOURCE
+        }
+    }
+
+    /// The command identifier of a request.
+    #[inline]
+    pub(crate) fn cid(&self, id: CommandId) -> u16 {
+        id.generation << self.tag_bits | id.tag
+    }
+
+    /// The request that a command identifier stands for, if it is one.
+    #[inline]
+    fn command_id(&self, cid: u16) -> CommandId {
+        CommandId {
+            tag: cid & ((1 << self.tag_bits) - 1),
+            generation: cid >> self.tag_bits,
+        }
+    }
+
+    /// Writes `command` into the submission ring, and tells the device if `ring`.
+    ///
+    /// There is room: a command has a tag, and there are less tags than entries.
+    #[inline]
+    pub(crate) fn submit(&self, command: RawCommand, ring: bool) {
+        let mut submission = self.submission.lock();
+
+        // The tail is always within the ring.
+        let _ = self.write_command(submission.tail, command);
+        submission.tail = self.next(submission.tail);
+        // Without `ring` the doorbell waits, unless the ring is about to close.
+        if ring || self.next(submission.tail) == submission.rung {
+            self.ring_submission(&mut submission);
+        }
+    }
+
+    /// Tells the device of all commands that it was not told of.
+    pub(crate) fn commit(&self) {
+        let mut submission = self.submission.lock();
+
+        if submission.tail != submission.rung {
+            self.ring_submission(&mut submission);
+        }
+    }
+
+    #[inline]
+    fn ring_submission(&self, submission: &mut Submission) {
+        let doorbell = regs::doorbell(self.qid, self.ctrl.caps.stride, false);
+
+        self.ctrl.ring(doorbell, submission.tail);
+        submission.rung = submission.tail;
+    }
+
+    #[inline]
+    fn write_command(&self, slot: u32, command: RawCommand) -> Result {
+        io_project!(self.sq, [try: slot as usize]).copy_write(command);
+        Ok(())
+    }
+
+    #[inline]
+    fn next(&self, slot: u32) -> u32 {
+        match slot + 1 {
+            slot if slot == self.entries => 0,
+            slot => slot,
+        }
+    }
+
+    /// Handles what the device has answered. Returns whether there was anything.
+    ///
+    /// The caller is the only consumer of the ring.
+    #[inline]
+    pub(crate) fn process(&self) -> bool {
+        let mut head = self.head.load(Relaxed);
+        let mut phase = self.phase.load(Relaxed);
+        let mut found = false;
+
+        // A device cannot have more answers than there are entries before it is told that some were
+        // taken. One that pretends to must not keep the CPU here.
+        for _ in 0..self.entries {
+            // The head is always within the ring.
+            match self.read_completion(head, phase) {
+                Ok(Some((completion, tail))) => self.answer(&completion, tail),
+                _ => break,
+            }
+            found = true;
+            head = self.next(head);
+            phase ^= head == 0;
+        }
+
+        if found {
+            self.head.store(head, Relaxed);
+            self.phase.store(phase, Relaxed);
+            let doorbell = regs::doorbell(self.qid, self.ctrl.caps.stride, true);
+            self.ctrl.ring(doorbell, head);
+        }
+        found
+    }
+
+    /// Handles what the device has answered while the interrupt handler is kept from running.
+    /// Sleeps.
+    pub(crate) fn poll(&self) {
+        let _off = self.ctrl.regs.irq_off(self.vector);
+
+        self.process();
+    }
+
+    #[inline]
+    fn read_completion(
+        &self,
+        slot: u32,
+        phase: bool,
+    ) -> Result<Option<(RawCompletion, CompletionTail)>> {
+        let entry = io_project!(self.cq, [try: slot as usize]);
+        let tail = CompletionTail(u32::from_le(io_read!(
+            entry,
+            [try: CompletionTail::INDEX]
+        )));
+
+        if tail.phase() != phase {
+            return Ok(None);
+        }
+        // The phase is written last.
+        dma_mb(Read);
+        Ok(Some((entry.copy_read(), tail)))
+    }
+
+    /// Completes the request that `completion` answers, if there is one.
+    #[inline]
+    fn answer(&self, completion: &RawCompletion, tail: CompletionTail) {
+        let id = self.command_id(tail.cid());
+
+        let Some(mut rq) = self.in_flight().ok().and_then(|table| table.claim(id)) else {
+            if let Some(count) = self.ctrl.lie() {
+                dev_err!(
+                    self.ctrl.dev,
+                    "queue {}: completion for command {:#x}, which is not outstanding (lie {})\n",
+                    self.qid,
+                    tail.cid(),
+                    count
+                );
+            }
+            return;
+        };
+        let sq_head = u32::from_le(completion[2]) & 0xffff;
+        let mut status = tail.status();
+
+        if sq_head >= self.entries {
+            if let Some(count) = self.ctrl.lie() {
+                dev_err!(
+                    self.ctrl.dev,
+                    "queue {}: command {:#x}: submission queue head {} of {} (lie {})\n",
+                    self.qid,
+                    tail.cid(),
+                    sq_head,
+                    self.entries,
+                    count
+                );
+            }
+            status = CommandStatus::INTERNAL;
+        }
+        let data = rq.data_mut();
+        data.status = status;
+        data.result = u32::from_le(completion[0]);
+        self.give_lists(data);
+        rq.complete();
+    }
+
+    /// Takes all requests that the device did not answer, and lets `each` decide.
+    ///
+    /// The device was disabled, and nobody submits. The rings are as new afterwards. Sleeps.
+    pub(crate) fn drain(&self, mut each: impl FnMut(OwnedRequest<Ops<'a, R>>)) {
+        let _off = self.ctrl.regs.irq_off(self.vector);
+
+        self.process();
+        if let Ok(table) = self.in_flight() {
+            table.claim_all(|mut rq| {
+                self.give_lists(rq.data_mut());
+                each(rq);
+            });
+        }
+        *self.submission.lock() = Submission { tail: 0, rung: 0 };
+        self.head.store(0, Relaxed);
+        self.phase.store(true, Relaxed);
+        for slot in 0..self.entries {
+            let _ = self.clear_completion(slot);
+        }
+    }
+
+    fn clear_completion(&self, slot: u32) -> Result {
+        io_project!(self.cq, [try: slot as usize]).copy_write(RawCompletion::default());
+        Ok(())
+    }
+
+    /// Takes `n` long lists, one bit each.
+    fn take_lists(&self, n: usize) -> Option<u64> {
+        let mut free = self.free_lists.load(Relaxed);
+
+        loop {
+            let mut left = free;
+            for _ in 0..n {
+                if left == 0 {
+                    return None;
+                }
+                left &= left - 1;
+            }
+            match self.free_lists.cmpxchg(free, left, Acquire) {
+                Ok(_) => return Some(free ^ left),
+                Err(now) => free = now,
+            }
+        }
+    }
+
+    /// Gives back the long lists of a request, if it has any.
+    #[inline]
+    pub(crate) fn give_lists(&self, data: &mut Iod<'a>) {
+        let lists = mem::take(&mut data.lists);
+
+        if lists != 0 {
+            // The bits are ours, so that they are clear there.
+            self.free_lists.fetch_add(lists, Release);
+        }
+    }
+
+    fn write_short(&self, tag: u16, slot: usize, entry: u64) -> Result {
+        io_project!(self.short_lists, [try: tag as usize][try: slot]).write_val(entry.to_le());
+        Ok(())
+    }
+
+    fn write_long(&self, list: usize, slot: usize, entry: u64) -> Result {
+        io_project!(self.long_lists, [try: list][try: slot]).write_val(entry.to_le());
+        Ok(())
+    }
+}
+
+/// The PRP lists of a request: its tag's short one, or long ones.
+pub(crate) struct RequestLists<'q, 'a, R: Regs> {
+    queue: &'q Queue<'a, R>,
+    tag: u16,
+    /// The long lists, as [`Iod::lists`].
+    long: &'q mut u64,
+}
+
+impl<'q, 'a, R: Regs> RequestLists<'q, 'a, R> {
+    #[inline]
+    pub(crate) fn new(queue: &'q Queue<'a, R>, tag: u16, long: &'q mut u64) -> Self {
+        Self { queue, tag, long }
+    }
+
+    /// The number of the request's `n`th long list.
+    fn nth(&self, n: usize) -> usize {
+        let mut lists = *self.long;
+
+        for _ in 0..n {
+            lists &= lists.wrapping_sub(1);
+        }
+        lists.trailing_zeros() as usize
+    }
+}
+
+impl<R: Regs> prp::Lists for RequestLists<'_, '_, R> {
+    #[inline]
+    fn reserve(&mut self, entries: usize) -> bool {
+        if entries > SHORT {
+            match self.queue.take_lists(prp::lists(entries)) {
+                Some(lists) => *self.long = lists,
+                None => return false,
+            }
+        }
+        true
+    }
+
+    #[inline]
+    fn address(&self, list: usize) -> u64 {
+        let (base, bytes) = match *self.long {
+            0 => (
+                self.queue.short_lists.dma_address(),
+                usize::from(self.tag) * SHORT * size_of::<u64>(),
+            ),
+            _ => (
+                self.queue.long_lists.dma_address(),
+                self.nth(list) * prp::PAGE as usize,
+            ),
+        };
+
+        base.wrapping_add(bytes as u64)
+    }
+
+    #[inline]
+    fn write(&mut self, list: usize, slot: usize, entry: u64) {
+        // The tag is one of the queue's, the list was taken, and no list is longer than its entries.
+        let _ = match *self.long {
+            0 => self.queue.write_short(self.tag, slot, entry),
+            _ => self.queue.write_long(self.nth(list), slot, entry),
+        };
+    }
+}
