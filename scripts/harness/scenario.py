@@ -47,8 +47,13 @@ class Run:
         self.vm = Vm(self.machine, f"{kernel.name}/{suite.removeprefix('qemu/')}", kernel,
                      limit=getattr(scenario, "LIMIT", 240))
         self.table: list[tuple[str, str]] = []  # rows that `make run` shows
+        self.failed = False
         self._results = results
         self._cases = 0
+
+    def _record(self, case: str, result: str, seconds: float, detail: str = "") -> None:
+        self.failed |= result == "failed"
+        self._results.add(self.suite, case, result, seconds, detail)
 
     @contextmanager
     def case(self, name: str):
@@ -58,16 +63,16 @@ class Run:
         try:
             yield
         except Skip as reason:
-            self._results.add(self.suite, name, "skipped", time.monotonic() - start, str(reason))
+            self._record(name, "skipped", time.monotonic() - start, str(reason))
         except (CommandError, VmError, AssertionError, OSError) as error:
             if isinstance(error, AssertionError):
                 detail = str(error) or traceback.format_exc(limit=-1)
             else:
                 detail = str(error)
-            self._results.add(self.suite, name, "failed", time.monotonic() - start, detail)
+            self._record(name, "failed", time.monotonic() - start, detail)
             raise Ended from error
         else:
-            self._results.add(self.suite, name, "passed", time.monotonic() - start)
+            self._record(name, "passed", time.monotonic() - start)
 
     def load_driver(self) -> None:
         """Loads the driver; its disks are there when this returns."""
@@ -97,27 +102,26 @@ class Run:
             else {}
 
     def whole(self, scenario: ModuleType) -> None:
-        """Runs it all."""
+        """Runs it all. The disks' images stay if something failed."""
         start = time.monotonic()
         try:
             with self.vm:
                 try:
                     scenario.run(self)
-                except Skip as reason:
-                    self._results.add(self.suite, "scenario", "skipped", time.monotonic() - start,
-                                      str(reason))
-                    return
                 finally:
-                    self._end(start)
+                    self._end()
             if not self._cases:
-                self._results.add(self.suite, "scenario", "failed", 0, "it has no case")
+                self._record("scenario", "failed", 0, "it has no case")
         except Ended:
             pass
+        except Skip as reason:
+            self._record("scenario", "skipped", time.monotonic() - start, str(reason))
         except Exception:  # of the scenario itself: a failure like any other
-            self._results.add(self.suite, "scenario", "failed", time.monotonic() - start,
-                              traceback.format_exc())
+            self._record("scenario", "failed", time.monotonic() - start, traceback.format_exc())
+        if not self.failed:
+            self.vm.remove_images()
 
-    def _end(self, start: float) -> None:
+    def _end(self) -> None:
         leaks = []
         if self.vm.alive():
             try:
@@ -125,9 +129,8 @@ class Run:
             except VmError as error:
                 leaks = [str(error)]
         reports = self.vm.reports() + leaks
-        self._results.add(self.suite, "kernel log", "failed" if reports else "passed",
-                          time.monotonic() - start,
-                          "\n".join([*reports, f"see {self.vm.console.relative_to(ROOT)}"]))
+        self._record("kernel log", "failed" if reports else "passed", 0,
+                     "\n".join([*reports, f"see {self.vm.console.relative_to(ROOT)}"]))
 
 
 def load(path: Path) -> ModuleType:

@@ -196,6 +196,12 @@ class Vm:
         self.qmp("quit")
         self._process.wait(timeout=30)
 
+    def remove_images(self) -> None:
+        """Removes the disks and memories of a machine that has ended."""
+        for pattern in ("*.img", "*.pmr", "*.mem"):
+            for file in self.files.glob(pattern):
+                file.unlink()
+
     def alive(self) -> bool:
         """Whether the machine runs."""
         return self._process.poll() is None
