@@ -23,13 +23,14 @@ inputs() {
 	echo "$LLVM" "$RUSTC" "$("$RUSTC" --version)"
 }
 
-make_config() {
+# In a subshell: the build must not see the variable.
+make_config() (
 	export KCONFIG_CONFIG=$1
 	kmake "$OUT" rustavailable
 	kmake "$OUT" tinyconfig
 	(cd "$OUT" && "$LINUX/scripts/kconfig/merge_config.sh" -Q -m "$1" "${FRAGMENTS[@]}")
 	kmake "$OUT" olddefconfig
-}
+)
 
 # Every option asked for must be in the result; the last fragment wins.
 check_config() {
