@@ -92,11 +92,7 @@ impl<'a, R: Regs + 'a> Admin<'a, R> {
             nsid: 0,
             lba_shift: 9,
         };
-        let requests = RequestQueue::new(
-            tags,
-            QueueLimits::new(),
-            KBox::new(target, GFP_KERNEL)?,
-        )?;
+        let requests = RequestQueue::new(tags, QueueLimits::new(), target)?;
         let answer = KBox::init(pin_init::init_zeroed::<Page>(), GFP_KERNEL)?;
 
         KBox::pin_init(

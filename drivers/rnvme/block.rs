@@ -202,7 +202,7 @@ impl<'a, R: Regs + 'a> Ops<'a, R> {
 #[vtable]
 impl<'a, R: Regs + 'a> Operations for Ops<'a, R> {
     type RequestData = Iod<'a>;
-    type QueueData = KBox<Target>;
+    type QueueData = Target;
     type HwData = Hw<'a, R>;
     type TagSetData = Tags<'a, R>;
 
@@ -331,13 +331,10 @@ impl<'a, R: Regs + 'a> Disk<'a, R> {
             .dma_alignment(3)
             .write_cache(write_cache)
             .fua(write_cache);
-        let target = KBox::new(
-            Target {
-                nsid,
-                lba_shift: ns.lba_shift,
-            },
-            GFP_KERNEL,
-        )?;
+        let target = Target {
+            nsid,
+            lba_shift: ns.lba_shift,
+        };
         let disk = GenDiskBuilder::new()
             .limits(limits)
             .capacity_sectors(ns.sectors())
