@@ -216,7 +216,10 @@ impl<'a, R: Regs + 'a> Admin<'a, R> {
     ///
     /// As [`Self::execute`].
     pub(crate) fn set_queues(&self, wanted: u16) -> Result<u16> {
-        let result = self.execute("Set Features, Number of Queues", Command::set_queues(wanted))?;
+        let result = self.execute(
+            "Set Features, Number of Queues",
+            Command::set_queues(wanted),
+        )?;
 
         // CAST: At most `wanted`.
         Ok(command::queues_granted(result).min(wanted.into()) as u16)

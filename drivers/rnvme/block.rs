@@ -8,6 +8,7 @@ use crate::{
         Command,
         CommandStatus, //
     },
+    counters::Moved,
     ctrl::Controller,
     identify::{
         Namespace,
@@ -120,7 +121,7 @@ impl<'a, R: Regs + 'a> Ops<'a, R> {
         rq: &mut IdleRequest<'_, Self>,
         opcode: u8,
         dir: DataDirection,
-    ) -> Result<Command, Status> {
+    ) -> Result<(Command, Option<Moved>), Status> {
         let bytes = rq.bytes();
         let tag = rq.id().tag;
         let lba = rq.sector() >> (target.lba_shift - 9);
@@ -146,7 +147,17 @@ impl<'a, R: Regs + 'a> Ops<'a, R> {
             bytes,
             &mut lists,
         ) {
-            Ok(prp) => Ok(command.with_prp(prp)),
+            Ok(prp) => {
+                let (path, segments) = (segments.path(), segments.count());
+                let moved = Moved {
+                    bytes,
+                    segments,
+                    path,
+                    // CAST: Not more than segments.
+                    spilled: data.mapping.spilled() as u16,
+                };
+                Ok((command.with_prp(prp), Some(moved)))
+            }
             Err(fault) => {
                 hw.queue.give_lists(data);
                 data.mapping.unmap();
@@ -242,19 +253,17 @@ impl<'a, R: Regs + 'a> Operations for Ops<'a, R> {
         if !queue.is_enabled() {
             return Err(queue.refusal());
         }
-        let command = match rq.op() {
-            Op::Read => {
-                Self::read_write(hw, target, &mut rq, io::READ, DataDirection::FromDevice)?
-            }
+        let (command, moved) = match rq.op() {
+            Op::Read => Self::read_write(hw, target, &mut rq, io::READ, DataDirection::FromDevice)?,
             Op::Write => Self::read_write(hw, target, &mut rq, io::WRITE, DataDirection::ToDevice)?,
-            Op::Flush => Command::flush(target.nsid),
-            Op::DrvIn | Op::DrvOut => rq.data_mut().command,
+            Op::Flush => (Command::flush(target.nsid), None),
+            Op::DrvIn | Op::DrvOut => (rq.data_mut().command, None),
             _ => return Err(Status::NOTSUPP),
         };
         let command = command.encode(queue.cid(rq.id()));
         let started = rq.start();
 
-        queue.submit(command, is_last);
+        queue.submit(command, moved, is_last);
         Ok(started)
     }
 
@@ -286,13 +295,7 @@ impl<'a, R: Regs + 'a> Operations for Ops<'a, R> {
         let nr = maps.nr_hw_queues();
 
         // The queues were numbered before; the spread over the CPUs that is there serves as well.
-        let _ = maps.map_irqs(
-            QueueType::Default,
-            nr,
-            0,
-            first.ctrl().dev,
-            first.vector(),
-        );
+        let _ = maps.map_irqs(QueueType::Default, nr, 0, first.ctrl().dev, first.vector());
     }
 }
 

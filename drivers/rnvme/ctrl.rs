@@ -200,11 +200,7 @@ impl<'a, R: Regs> Controller<'a, R> {
     pub(crate) fn disable(&self) -> Result {
         let io = self.regs.io();
 
-        io.write_reg(
-            io.read(regs::CC)
-                .with_en(false)
-                .with_const_shn::<0>(),
-        );
+        io.write_reg(io.read(regs::CC).with_en(false).with_const_shn::<0>());
         self.wait(self.caps.timeout_ms, |csts| !csts.rdy())
             .inspect_err(|&e| {
                 dev_err!(
@@ -224,10 +220,7 @@ impl<'a, R: Regs> Controller<'a, R> {
         if self.status().is_gone() {
             return;
         }
-        io.write_reg(
-            io.read(regs::CC)
-                .with_const_shn::<{ regs::SHN_NORMAL }>(),
-        );
+        io.write_reg(io.read(regs::CC).with_const_shn::<{ regs::SHN_NORMAL }>());
         if self
             .wait(ms, |csts| u32::from(csts.shst()) == regs::SHST_COMPLETE)
             .is_err()

@@ -10,6 +10,7 @@ use crate::{
         Tags,
         CLIENT_LIMITS, //
     },
+    counters::Counters,
     ctrl::{
         Controller,
         State, //
@@ -121,9 +122,9 @@ impl<'a, R: Regs + 'a> Nvme<'a, R> {
         admin.queue.set_enabled(true);
 
         let identity = admin.identify_controller()?;
-        let max_transfer = identity.max_transfer.min(
-            u32::try_from(client.max_bytes()).unwrap_or(u32::MAX) & !(CTRL_PAGE_SIZE - 1),
-        );
+        let max_transfer = identity
+            .max_transfer
+            .min(u32::try_from(client.max_bytes()).unwrap_or(u32::MAX) & !(CTRL_PAGE_SIZE - 1));
         // One vector is for the admin queue, unless there is but one.
         let vectors = irqs.vectors();
         let wanted = config
@@ -251,12 +252,7 @@ impl<'a, R: Regs + 'a> Nvme<'a, R> {
         let ns = match self.admin.identify_namespace(nsid)? {
             Ok(ns) => ns,
             Err(e) => {
-                dev_warn!(
-                    self.ctrl.dev,
-                    "namespace {} is skipped: {:?}\n",
-                    nsid,
-                    e
-                );
+                dev_warn!(self.ctrl.dev, "namespace {} is skipped: {:?}\n", nsid, e);
                 return Ok(());
             }
         };
@@ -278,7 +274,10 @@ impl<'a, R: Regs + 'a> Nvme<'a, R> {
     }
 
     /// Runs `f` with the disk of namespace `nsid`.
-    #[cfg_attr(not(test), allow(dead_code, reason = "for the suite that plays a controller"))]
+    #[cfg_attr(
+        not(test),
+        allow(dead_code, reason = "for the suite that plays a controller")
+    )]
     pub(crate) fn with_disk<T>(&self, nsid: u32, f: impl FnOnce(&Disk<'a, R>) -> T) -> Option<T> {
         self.disks.lock().iter().find(|d| d.nsid == nsid).map(f)
     }
@@ -328,7 +327,10 @@ impl<'a, R: Regs + 'a> Nvme<'a, R> {
         // CAST: It was granted as a `u16`.
         let wanted = self.tags.nr_hw_queues() as u16;
         if self.admin.set_queues(wanted)? < wanted {
-            dev_err!(self.ctrl.dev, "the controller has less queues than before\n");
+            dev_err!(
+                self.ctrl.dev,
+                "the controller has less queues than before\n"
+            );
             return Err(EIO);
         }
         for queue in self.used_queues() {
@@ -348,6 +350,16 @@ impl<'a, R: Regs + 'a> Nvme<'a, R> {
         for disk in self.disks.lock().iter() {
             disk.disk.mark_dead();
         }
+    }
+
+    /// Says what the controller did.
+    fn report(&self) {
+        let mut counters = Counters::default();
+
+        for queue in &self.queues {
+            counters += queue.counters();
+        }
+        dev_info!(self.ctrl.dev, "counters: {}\n", counters);
     }
 
     /// The queues that have a hardware context.
@@ -425,5 +437,6 @@ impl<'a, R: Regs + 'a, I> Drop for Attached<'a, R, I> {
         self.nvme.stop_queues();
         self.nvme.ctrl.shut_down(self.nvme.identity.shutdown_ms);
         self.nvme.drain(false);
+        self.nvme.report();
     }
 }

@@ -99,7 +99,11 @@ pub(crate) fn build<E>(
     // The next whole page, or the end of the data.
     let mut page = || -> Result<Option<u64>, Fault<E>> {
         if left == 0 {
-            return if rest == 0 { Ok(None) } else { Err(Fault::Length) };
+            return if rest == 0 {
+                Ok(None)
+            } else {
+                Err(Fault::Length)
+            };
         }
         if rest == 0 {
             let (next, len) = segment()?;

@@ -15,6 +15,10 @@ use crate::{
         RawCommand,
         RawCompletion, //
     },
+    counters::{
+        Counters,
+        Moved, //
+    },
     ctrl::{
         AdminRings,
         Controller,
@@ -74,6 +78,7 @@ struct Submission {
     tail: u32,
     /// What the doorbell was rung with last.
     rung: u32,
+    counters: Counters,
 }
 
 /// A submission queue and the completion queue that answers it.
@@ -145,7 +150,12 @@ impl<'a, R: Regs> Queue<'a, R> {
                 vector,
                 entries,
                 tag_bits: u32::BITS - (tags - 1).leading_zeros(),
-                submission <- new_spinlock!(Submission { tail: 0, rung: 0 }),
+                submission <- new_spinlock!(Submission {
+                    tail: 0,
+                    rung: 0,
+                    counters: Counters::default(),
+                }),
+
                 head: Atomic::new(0),
                 phase: Atomic::new(true),
                 enabled: Atomic::new(false),
@@ -199,6 +209,11 @@ impl<'a, R: Regs> Queue<'a, R> {
         self.in_flight.as_ref().map(|x| &**x).ok_or(ENXIO)
     }
 
+    /// What its requests add up to.
+    pub(crate) fn counters(&self) -> Counters {
+        self.submission.lock().counters
+    }
+
     /// Whether commands may be submitted.
     #[inline]
     pub(crate) fn is_enabled(&self) -> bool {
@@ -238,15 +253,17 @@ impl<'a, R: Regs> Queue<'a, R> {
         }
     }
 
-    /// Writes `command` into the submission ring, and tells the device if `ring`.
+    /// Writes `command` into the submission ring, and tells the device if `ring`. `moved` is what
+    /// is counted for it.
     ///
     /// There is room: a command has a tag, and there are less tags than entries.
     #[inline]
-    pub(crate) fn submit(&self, command: RawCommand, ring: bool) {
+    pub(crate) fn submit(&self, command: RawCommand, moved: Option<Moved>, ring: bool) {
         let mut submission = self.submission.lock();
 
         // The tail is always within the ring.
         let _ = self.write_command(submission.tail, command);
+        submission.counters.count(moved);
         submission.tail = self.next(submission.tail);
         // Without `ring` the doorbell waits, unless the ring is about to close.
         if ring || self.next(submission.tail) == submission.rung {
@@ -398,7 +415,11 @@ impl<'a, R: Regs> Queue<'a, R> {
                 each(rq);
             });
         }
-        *self.submission.lock() = Submission { tail: 0, rung: 0 };
+        {
+            let mut submission = self.submission.lock();
+
+            (submission.tail, submission.rung) = (0, 0);
+        }
         self.head.store(0, Relaxed);
         self.phase.store(true, Relaxed);
         for slot in 0..self.entries {

@@ -21,6 +21,7 @@
 mod admin;
 mod block;
 mod command;
+mod counters;
 mod ctrl;
 mod identify;
 mod nvme;

@@ -392,6 +392,12 @@ impl<S: Source, B: Backend> Segments<'_, '_, S, B> {
         Ok(Some(segment))
     }
 
+    /// How many segments have been returned.
+    #[inline]
+    pub fn count(&self) -> u16 {
+        self.count
+    }
+
     /// How the request was mapped.
     #[inline]
     pub fn path(&self) -> Path {
