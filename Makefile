@@ -10,7 +10,8 @@
 #   BINDGEN= bindgen of 0.71.1 or later
 #   QEMU=    qemu-system-x86_64 of 9 or later
 
-export KDIR LLVM RUSTC BINDGEN QEMU ONLY DRIVER
+NAMED := KDIR LLVM RUSTC BINDGEN QEMU ONLY DRIVER
+$(foreach name,$(NAMED),$(if $($(name)),$(eval export $(name))))
 
 .NOTPARALLEL:
 .SUFFIXES:

@@ -19,18 +19,18 @@ inputs() {
 	cat "${FRAGMENTS[@]}"
 	find "$ROOT/Kconfig" "$ROOT/drivers" "$ROOT/tests" "$ROOT/bench" "$ROOT/samples" \
 		-name 'Kconfig*' -exec cat {} + 2> /dev/null || :
-	cat "$LINUX/.physdma-origin" "$ROOT/patches/"*.patch
+	cat "$LINUX/.physdma-origin"
+	grep -l "^+++ .*Kconfig" "$ROOT/patches/"*.patch | xargs -r cat
 	echo "$LLVM" "$RUSTC" "$("$RUSTC" --version)"
 }
 
-# In a subshell: the build must not see the variable.
-make_config() (
-	export KCONFIG_CONFIG=$1
-	kmake "$OUT" rustavailable
-	kmake "$OUT" tinyconfig
-	(cd "$OUT" && "$LINUX/scripts/kconfig/merge_config.sh" -Q -m "$1" "${FRAGMENTS[@]}")
-	kmake "$OUT" olddefconfig
-)
+make_config() {
+	local -x KCONFIG_CONFIG=$1
+	kmake "$OUT" rustavailable &&
+		kmake "$OUT" tinyconfig &&
+		(cd "$OUT" && "$LINUX/scripts/kconfig/merge_config.sh" -Q -m "$1" "${FRAGMENTS[@]}") &&
+		kmake "$OUT" olddefconfig
+}
 
 # Every option asked for must be in the result; the last fragment wins.
 check_config() {

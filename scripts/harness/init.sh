@@ -1,5 +1,7 @@
 #!/bin/busybox sh
 # SPDX-License-Identifier: GPL-2.0
+# shellcheck shell=dash
+# shellcheck disable=SC2086 # $enter is a command and its words
 #
 # The first program of a machine: mounts what there is, then runs the commands
 # that come through a virtio port, one a line in base64, and answers each with

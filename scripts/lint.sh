@@ -1,0 +1,99 @@
+#!/bin/bash
+# SPDX-License-Identifier: GPL-2.0
+#
+# rustfmt, clippy, checkpatch, shellcheck, Python's syntax and licences. What
+# was clean and has not changed is not looked at again.
+set -euo pipefail
+. "$(dirname "$0")/common.sh"
+
+DONE=$BUILD/lint	# one file for each check that was clean, named by its inputs
+OUT=$BUILD/kernel
+bad=0
+
+mkdir -p "$DONE"
+cd "$ROOT"
+
+# clean NAME INPUT... -- COMMAND...: runs the command unless it was clean with
+# the same inputs (files) before
+clean() {
+	local name=$1 inputs=() stamp
+	shift
+	while [ "$1" != -- ]; do inputs+=("$1"); shift; done
+	shift
+	stamp=$DONE/$(printf '%s\n' "$name" "$*" "${inputs[@]}" |
+		cat - "${inputs[@]}" "$0" | sha256sum | cut -c 1-40)
+	[ -e "$stamp" ] && return
+	if "$@" < /dev/null; then
+		: > "$stamp"
+	else
+		printf 'physdma: lint: %s has complaints (above)\n' "$name" >&2
+		bad=1
+	fi
+}
+
+# The source files of this project, and those of the kernel that it patches.
+ours() {
+	comm -23 <(git ls-files --cached --others --exclude-standard -- "$@" | sort -u) \
+		<(git ls-files --deleted | sort)
+}
+patched() { sed -n "s|^+++ [^/]*/\([^	]*$1\).*|build/linux/\1|p" patches/*.patch | sort -u; }
+
+# From standard input, so that files that this one names are not followed.
+rustfmt_check() {
+	"$(beside_rustc rustfmt)" --check --color=never --edition=2021 \
+		--config-path="$LINUX/.rustfmt.toml" < "$1"
+}
+
+# Without a git tree, which checkpatch would take the patches for a part of.
+checkpatch() {
+	env GIT_DIR=/nonexistent perl "$LINUX/scripts/checkpatch.pl" --root="$LINUX" --strict \
+		--quiet --ignore EMBEDDED_FILENAME "$@"
+}
+
+licences() {
+	local missing
+	missing=$(grep -L 'SPDX-License-Identifier' "$@" || :)
+	[ -z "$missing" ] || { printf 'no SPDX line in:\n%s\n' "$missing"; return 1; }
+}
+
+# The command that built a crate, with clippy in place of rustc and nothing
+# but metadata made: this leaves the kernel's objects alone.
+clippy() {
+	local command=$1
+	sed -n "1s/^savedcmd_[^ ]* := *//p" "$command" | cut -d ';' -f 1 |
+		sed -E "s| $RUSTC | $(beside_rustc clippy-driver) -Dwarnings |; s/--(emit=|out-dir )[^ ]*//g; s/\\\$\\\$/\$/g" \
+			> "$DONE/command"
+	(cd "$OUT" && RUSTC_BOOTSTRAP=1 CLIPPY_CONF_DIR=$LINUX \
+		sh -c "$(cat "$DONE/command") --emit=metadata --out-dir=$DONE")
+}
+
+mapfile -t rust < <(ours '*.rs')
+mapfile -t kernel_rust < <(patched '\.rs')
+mapfile -t c < <(ours '*.c' '*.h')
+mapfile -t shell < <(ours '*.sh' .ci/run)
+mapfile -t python < <(ours '*.py')
+mapfile -t all < <(ours | grep -vE '^(COPYING|patches/|Documentation/.*\.(svg|png))|\.(json|lock)$')
+
+for file in "${rust[@]}" "${kernel_rust[@]}"; do
+	clean "rustfmt $file" "$file" -- rustfmt_check "$file"
+done
+for file in patches/*.patch; do
+	clean "checkpatch $file" "$file" -- checkpatch "$file"
+done
+for file in "${c[@]}"; do
+	clean "checkpatch $file" "$file" -- checkpatch -f "$file"
+done
+clean shellcheck "${shell[@]}" -- shellcheck "${shell[@]}"
+clean python "${python[@]}" -- python3 -c \
+	'import ast, sys; [ast.parse(open(f).read(), f) for f in sys.argv[1:]]' "${python[@]}"
+clean licences "${all[@]}" -- licences "${all[@]}"
+
+clean 'clippy kernel' "${kernel_rust[@]}" "${rust[@]}" "$OUT/rust/.kernel.o.cmd" -- \
+	clippy "$OUT/rust/.kernel.o.cmd"
+while read -r command; do
+	clean "clippy $(basename "$command" .o.cmd)" "${kernel_rust[@]}" "${rust[@]}" "$command" -- \
+		clippy "$command"
+done < <(grep -l 'RUST_MODFILE' "$OUT"/physdma/*/*/.*.o.cmd 2> /dev/null)
+
+[ $bad -eq 0 ] || die 'lint has complaints' 'mend what is named above and run make lint again'
+say "lint is clean"
