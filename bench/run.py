@@ -26,6 +26,7 @@ def measure(mode: str) -> list[dict]:
                       append=["kunit.autorun=0"])
     with Vm(machine, f"bench/{mode}", limit=300) as vm:
         vm.load("physdma_bench")
+        vm.wait_for("physdma_bench: (done|failed)")
         log = vm.log()
         if "physdma_bench: done" not in log or vm.reports():
             sys.exit(f"bench: the run with the IOMMU {mode} failed, see {vm.console}")

@@ -203,7 +203,7 @@ impl<'a, B: Backend> Client<'a, B> {
     pub fn map<'m, 'c, S: Source>(
         &'c self,
         slot: &'m mut Mapping<'c, B>,
-        mut source: S,
+        source: S,
         dir: DataDirection,
     ) -> Result<Segments<'m, 'c, S, B>> {
         slot.unmap();
@@ -215,7 +215,7 @@ impl<'a, B: Backend> Client<'a, B> {
         if bytes > self.max_bytes {
             return Err(EINVAL);
         }
-        let first = source.next().ok_or(EINVAL)?;
+        let only = source.only();
 
         let mut segments = Segments {
             slot,
@@ -228,6 +228,12 @@ impl<'a, B: Backend> Client<'a, B> {
             dir,
             path: Path::Direct,
         };
+        if let Some(piece) = only {
+            segments.map_single(piece)?;
+            return Ok(segments);
+        }
+
+        let first = segments.source.next().ok_or(EINVAL)?;
         if first.len() as usize == bytes {
             segments.map_single(first)?;
         } else if self.merge_boundary == 0
@@ -282,8 +288,14 @@ impl<B: Backend> Mapping<'_, B> {
     /// not sleep, and may be called in hard interrupt context.
     #[inline]
     pub fn unmap(&mut self) {
+        if !matches!(self.0, State::Idle) {
+            self.undo();
+        }
+    }
+
+    fn undo(&mut self) {
         match &self.0 {
-            State::Idle => return,
+            State::Idle => (),
             // Dropped below.
             State::Iova(_) => (),
             State::Single {
@@ -450,7 +462,12 @@ impl<S: Source, B: Backend> Segments<'_, '_, S, B> {
     }
 
     /// Maps the next piece by itself. Returns `false` at the end of the source.
+    #[inline]
     fn map_next(&mut self) -> Result<bool> {
+        // Elsewhere all was mapped at once.
+        if self.path != Path::Direct {
+            return Ok(false);
+        }
         let Some(piece) = self.ahead.take().or_else(|| self.source.next()) else {
             return Ok(false);
         };

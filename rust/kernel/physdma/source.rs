@@ -57,6 +57,12 @@ pub trait Source: private::Sealed {
 
     /// The next piece, as long as neighbouring memory makes it.
     fn next(&mut self) -> Option<PhysBvec>;
+
+    /// All of the memory, if it can be known without walking it that it is one piece.
+    #[inline]
+    fn only(&self) -> Option<PhysBvec> {
+        None
+    }
 }
 
 /// A list of raw physical addresses, of which nothing is known but what the provider registry
@@ -175,9 +181,9 @@ impl<'r> List<'r> {
 /// ```
 #[cfg(CONFIG_BLOCK)]
 pub struct ReqBvecs<'r> {
-    pieces: Merge<ReqIter<'r>>,
-    bytes: usize,
-    gaps: u64,
+    request: &'r Request,
+    /// Once the walk has begun.
+    pieces: Option<Merge<ReqIter<'r>>>,
 }
 
 #[cfg(CONFIG_BLOCK)]
@@ -205,10 +211,8 @@ impl<'r> ReqBvecs<'r> {
     #[inline]
     pub unsafe fn new(request: &'r Request) -> Self {
         Self {
-            pieces: Merge::new(ReqIter(request.bvecs())),
-            // CAST: A request's length has 32 bits.
-            bytes: request.bytes() as usize,
-            gaps: request.phys_gap_mask() as u64,
+            request,
+            pieces: None,
         }
     }
 }
@@ -222,17 +226,34 @@ impl Source for ReqBvecs<'_> {
 
     #[inline]
     fn bytes(&self) -> usize {
-        self.bytes
+        // CAST: A request's length has 32 bits.
+        self.request.bytes() as usize
     }
 
     #[inline]
     fn gaps(&self) -> u64 {
-        self.gaps
+        self.request.phys_gap_mask() as u64
     }
 
     #[inline]
     fn next(&mut self) -> Option<PhysBvec> {
-        self.pieces.next()
+        let request = self.request;
+        self.pieces
+            .get_or_insert_with(|| Merge::new(ReqIter(request.bvecs())))
+            .next()
+    }
+
+    #[inline]
+    fn only(&self) -> Option<PhysBvec> {
+        if self.request.nr_phys_segments() != 1 {
+            return None;
+        }
+        let (phys, len) = self.request.bvecs().next()?;
+        // The block layer may count two bios that are neighbours as one.
+        if len != self.request.bytes() {
+            return None;
+        }
+        PhysBvec::new(phys, len)
     }
 }
 
