@@ -124,6 +124,12 @@ impl<'a, R: Regs> Controller<'a, R> {
         count.is_power_of_two().then_some(count)
     }
 
+    /// How often it did.
+    #[allow(dead_code, reason = "used by the suite that plays a controller")]
+    pub(crate) fn lies(&self) -> u32 {
+        self.lies.load(Relaxed)
+    }
+
     /// Writes a doorbell.
     #[inline]
     pub(crate) fn ring(&self, doorbell: usize, value: u32) {
@@ -203,12 +209,15 @@ impl<'a, R: Regs> Controller<'a, R> {
         io.write_reg(io.read(regs::CC).with_en(false).with_const_shn::<0>());
         self.wait(self.caps.timeout_ms, |csts| !csts.rdy())
             .inspect_err(|&e| {
-                dev_err!(
-                    self.dev,
-                    "the controller cannot be disabled: status {:#x}, {:?}\n",
-                    self.status().into_raw(),
-                    e
-                )
+                // Where there is nobody, who wanted something of it will say so.
+                if e != ENODEV {
+                    dev_err!(
+                        self.dev,
+                        "the controller cannot be disabled: status {:#x}, {:?}\n",
+                        self.status().into_raw(),
+                        e
+                    );
+                }
             })
     }
 
@@ -217,7 +226,7 @@ impl<'a, R: Regs> Controller<'a, R> {
     pub(crate) fn shut_down(&self, ms: i64) {
         let io = self.regs.io();
 
-        if self.status().is_gone() {
+        if self.state() == State::Dead || self.status().is_gone() {
             return;
         }
         io.write_reg(io.read(regs::CC).with_const_shn::<{ regs::SHN_NORMAL }>());

@@ -274,12 +274,15 @@ impl<'a, R: Regs + 'a> Nvme<'a, R> {
     }
 
     /// Runs `f` with the disk of namespace `nsid`.
-    #[cfg_attr(
-        not(test),
-        allow(dead_code, reason = "for the suite that plays a controller")
-    )]
+    #[allow(dead_code, reason = "used by the suite that plays a controller")]
     pub(crate) fn with_disk<T>(&self, nsid: u32, f: impl FnOnce(&Disk<'a, R>) -> T) -> Option<T> {
         self.disks.lock().iter().find(|d| d.nsid == nsid).map(f)
+    }
+
+    /// The most bytes of a request.
+    #[allow(dead_code, reason = "used by the suite that plays a controller")]
+    pub(crate) fn max_transfer(&self) -> u32 {
+        self.max_transfer
     }
 
     /// Removes the disks: what was written to them is written out, if it can be. Sleeps.

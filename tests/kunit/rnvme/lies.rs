@@ -1,0 +1,448 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What a controller can say that is not so. Each time: an error, or none, as it should be; nothing
+//! leaks; the kernel lives.
+
+use crate::{
+    command::Command,
+    ctrl::State,
+    fake::{
+        Answer,
+        Counts,
+        Fake,
+        FakeIrqs,
+        FakeRegs,
+        Script, //
+    },
+    nvme::{
+        Attached,
+        Config, //
+    }, //
+};
+use kernel::{
+    block::mq::{
+        DriverOp,
+        Status, //
+    },
+    device::{
+        Bound,
+        Device, //
+    },
+    dma::DmaMask,
+    faux,
+    prelude::*,
+    sync::Arc, //
+};
+
+/// A disk's requests are lost after this many milliseconds. The block layer looks once a second.
+const IO_TIMEOUT: u32 = 300;
+
+type Driver<'a> = Attached<'a, FakeRegs, FakeIrqs<'a>>;
+
+fn attach<'a>(dev: &'a Device<Bound>, fake: &Arc<Fake>) -> Result<Driver<'a>> {
+    let config = Config {
+        // Not a number that a real disk gets.
+        instance: 1000,
+        io_queues: 1,
+        io_timeout: IO_TIMEOUT,
+        admin_timeout: IO_TIMEOUT,
+    };
+
+    // SAFETY: No test forgets it.
+    unsafe {
+        Attached::new(
+            dev,
+            FakeRegs(fake.clone()),
+            FakeIrqs::new(fake.clone())?,
+            config,
+        )
+    }
+}
+
+/// Has the driver attach to a controller with this script, and runs `test` with what came of it.
+fn with<T>(
+    script: Script,
+    test: impl FnOnce(&Fake, Result<Driver<'_>>) -> Result<T>,
+) -> Result<(T, Counts)> {
+    let mut device = faux::Registration::new(c"rnvme_fake", None)?;
+    device.set_dma_mask(DmaMask::new::<64>())?;
+    let fake = Fake::new(script)?;
+    let dev: &Device<Bound> = device.as_ref().as_ref();
+
+    let attached = attach(dev, &fake);
+    let result = test(&fake, attached);
+    let counts = fake.counts();
+
+    // Who has it still would have leaked.
+    Arc::into_unique_or_drop(fake).ok_or(EBUSY)?;
+    Ok((result?, counts))
+}
+
+/// The error with which the driver refuses a controller with this script.
+fn refusal(script: Script) -> Result<Error> {
+    Ok(with(script, |_, driver| driver.err().ok_or(EINVAL))?.0)
+}
+
+impl Driver<'_> {
+    /// Sends a command of the driver's own to the first disk.
+    fn own_command(&self) -> Result<Status> {
+        self.nvme
+            .with_disk(1, |disk| {
+                let mut rq = disk.disk.alloc(DriverOp::In)?;
+                rq.data_mut().command = Command::flush(1);
+                Ok(rq.execute(0).status())
+            })
+            .ok_or(ENXIO)?
+    }
+
+    /// Has the block layer send a flush to the first disk.
+    fn flush(&self) -> Result {
+        self.nvme
+            .with_disk(1, |disk| disk.disk.flush())
+            .ok_or(ENXIO)?
+    }
+
+    fn disks(&self) -> usize {
+        (1..=8)
+            .filter(|&nsid| self.nvme.with_disk(nsid, |_| ()).is_some())
+            .count()
+    }
+}
+
+/// A script whose next commands are answered like this.
+fn answers(first: &[Answer]) -> Script {
+    let mut script = Script::default();
+
+    for (to, from) in script.answers.iter_mut().zip(first) {
+        *to = *from;
+    }
+    script
+}
+
+/// Sends one command of the driver's own that is answered like `answer`, and another one. Returns
+/// their states, and the number of lies.
+fn one(answer: Answer) -> Result<(Status, Status, u32)> {
+    let ((first, second, lies), counts) = with(Script::default(), |fake, driver| {
+        let driver = driver?;
+        fake.script(|script| script.answers = answers(&[answer]).answers);
+        let first = driver.own_command()?;
+        let second = driver.own_command()?;
+        Ok((first, second, driver.nvme.ctrl.lies()))
+    })?;
+
+    if counts.wrongs != 0 {
+        return Err(EPROTO);
+    }
+    Ok((first, second, lies))
+}
+
+#[kunit_tests(rnvme_lies)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn honest() -> Result {
+        let (disks, counts) = with(Script::default(), |_, driver| {
+            let driver = driver?;
+            assert_eq!(driver.own_command()?, Status::OK);
+            driver.flush()?;
+            assert_eq!(driver.nvme.ctrl.lies(), 0);
+            Ok(driver.disks())
+        })?;
+
+        assert_eq!(disks, 1);
+        assert_eq!(counts.enabled, 1);
+        assert_eq!(counts.shutdowns, 1);
+        assert_eq!(counts.wrongs, 0);
+        Ok(())
+    }
+
+    #[test]
+    fn never_ready() -> Result {
+        let script = Script {
+            never_ready: true,
+            ..Script::default()
+        };
+        assert_eq!(refusal(script)?, ETIMEDOUT);
+        Ok(())
+    }
+
+    #[test]
+    fn ready_although_disabled() -> Result {
+        let script = Script {
+            always_ready: true,
+            ..Script::default()
+        };
+        assert_eq!(refusal(script)?, ETIMEDOUT);
+        Ok(())
+    }
+
+    #[test]
+    fn fatal_status() -> Result {
+        let script = Script {
+            fatal: true,
+            ..Script::default()
+        };
+        assert_eq!(refusal(script)?, EIO);
+        Ok(())
+    }
+
+    #[test]
+    fn all_ones() -> Result {
+        let script = Script {
+            gone: true,
+            ..Script::default()
+        };
+        assert_eq!(refusal(script)?, ENODEV);
+        Ok(())
+    }
+
+    #[test]
+    fn capabilities() -> Result {
+        let honest = Script::default();
+        for (cap_lo, cap_hi) in [
+            // Queues of one entry.
+            (honest.cap_lo & !0xffff, honest.cap_hi),
+            // Memory pages of 8 KiB.
+            (honest.cap_lo, honest.cap_hi | 1 << 16),
+            // No command set.
+            (honest.cap_lo, 0),
+            // No command set but that of the admin queue.
+            (honest.cap_lo, 1 << 12 | 1 << 11),
+            // Doorbells 128 KiB apart, in a BAR of 4 KiB.
+            (honest.cap_lo, honest.cap_hi | 15),
+        ] {
+            let script = Script {
+                cap_lo,
+                cap_hi,
+                ..honest
+            };
+            assert_eq!(refusal(script)?, ENODEV);
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn identify_fails() -> Result {
+        let script = Script {
+            identify_status: 0x006,
+            ..Script::default()
+        };
+        assert_eq!(refusal(script)?, EIO);
+        Ok(())
+    }
+
+    #[test]
+    fn admin_never_answers() -> Result {
+        let script = Script {
+            admin_answers: false,
+            ..Script::default()
+        };
+        assert_eq!(refusal(script)?, ETIMEDOUT);
+        Ok(())
+    }
+
+    #[test]
+    fn namespaces_that_are_no_disk() -> Result {
+        let honest = Script::default();
+        for (nsze, lbads) in [(0, 9), (2048, 0), (2048, 8), (2048, 13), (2048, 30), (2048, 255)] {
+            let script = Script {
+                nsze,
+                lbads,
+                ..honest
+            };
+            let (disks, _) = with(script, |_, driver| Ok(driver?.disks()))?;
+            assert_eq!(disks, 0);
+        }
+        let script = Script {
+            nsze: u64::MAX,
+            ..honest
+        };
+        let (disks, _) = with(script, |_, driver| Ok(driver?.disks()))?;
+        assert_eq!(disks, 0);
+        Ok(())
+    }
+
+    #[test]
+    fn namespace_lists() -> Result {
+        for (list, expected) in [
+            ([0, 0, 0, 0], 0),
+            ([1, 2, 0, 0], 2),
+            // Neither rising nor unique.
+            ([3, 2, 1, 0], 1),
+            ([2, 2, 2, 2], 1),
+            // Beyond the number of namespaces.
+            ([1, 9, u32::MAX, 0], 1),
+        ] {
+            let script = Script {
+                list,
+                ..Script::default()
+            };
+            let (disks, _) = with(script, |_, driver| Ok(driver?.disks()))?;
+            assert_eq!(disks, expected);
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn transfer_sizes() -> Result {
+        for (mdts, bytes) in [(0, 4 << 20), (1, 8 << 10), (20, 4 << 20), (255, 4 << 20)] {
+            let script = Script {
+                mdts,
+                ..Script::default()
+            };
+            let (max, _) = with(script, |_, driver| Ok(driver?.nvme.max_transfer()))?;
+            assert_eq!(max, bytes);
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn status_is_passed_on() -> Result {
+        for (status, expected) in [
+            (0x4281, Status::MEDIUM),
+            (0x4081, Status::NOSPC),
+            (0x4001, Status::NOTSUPP),
+            (0x4083, Status::RESV_CONFLICT),
+            (0x4080, Status::TARGET),
+            (0x4282, Status::PROTECTION),
+            (0x4006, Status::IOERR),
+        ] {
+            assert_eq!(one(Answer::Status(status))?, (expected, Status::OK, 0));
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn completed_twice() -> Result {
+        assert_eq!(one(Answer::Twice)?, (Status::OK, Status::OK, 1));
+        Ok(())
+    }
+
+    #[test]
+    fn completed_before_it_was_sent() -> Result {
+        for cid in [0, 0x1234, u16::MAX] {
+            let (first, second, lies) = one(Answer::AfterUnknown(cid))?;
+            assert_eq!((first, second), (Status::OK, Status::OK));
+            assert_eq!(lies, 1);
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn head_beyond_the_queue() -> Result {
+        assert_eq!(one(Answer::WrongHead)?, (Status::IOERR, Status::OK, 1));
+        Ok(())
+    }
+
+    #[test]
+    fn answer_for_the_last_use_of_a_tag() -> Result {
+        // With queues of two entries there is but one tag.
+        let script = Script {
+            cap_lo: Script::default().cap_lo & !0xffff | 1,
+            ..Script::default()
+        };
+        let (_, counts) = with(script, |fake, driver| {
+            let driver = driver?;
+            fake.script(|script| {
+                script.answers = answers(&[Answer::Normal, Answer::AfterStale]).answers
+            });
+            assert_eq!(driver.own_command()?, Status::OK);
+            // The late answer says that it failed.
+            assert_eq!(driver.own_command()?, Status::OK);
+            assert_eq!(driver.nvme.ctrl.lies(), 1);
+            Ok(())
+        })?;
+        assert_eq!(counts.wrongs, 0);
+        Ok(())
+    }
+
+    #[test]
+    fn wrong_phase_then_abort() -> Result {
+        let (_, counts) = with(Script::default(), |fake, driver| {
+            let driver = driver?;
+            fake.script(|script| {
+                script.answers = answers(&[Answer::WrongPhase]).answers;
+                script.aborts = Some(0x007);
+            });
+            driver.flush()?;
+            assert_eq!(driver.nvme.ctrl.state(), State::Live);
+            Ok(())
+        })?;
+
+        assert_eq!(counts.aborts, 1);
+        assert_eq!(counts.flushes, 2);
+        assert_eq!(counts.enabled, 1);
+        Ok(())
+    }
+
+    #[test]
+    fn no_answer_then_reset() -> Result {
+        let (_, counts) = with(Script::default(), |fake, driver| {
+            let driver = driver?;
+            fake.script(|script| script.answers = answers(&[Answer::Never]).answers);
+            driver.flush()?;
+            assert_eq!(driver.nvme.ctrl.state(), State::Live);
+            assert_eq!(driver.own_command()?, Status::OK);
+            Ok(())
+        })?;
+
+        assert_eq!(counts.aborts, 1);
+        assert_eq!(counts.enabled, 2);
+        assert_eq!(counts.flushes, 3);
+        assert_eq!(counts.wrongs, 0);
+        Ok(())
+    }
+
+    #[test]
+    fn no_answer_to_the_abort_either() -> Result {
+        let (_, counts) = with(Script::default(), |fake, driver| {
+            let driver = driver?;
+            fake.script(|script| {
+                script.answers = answers(&[Answer::Never]).answers;
+                script.admin_answers = false;
+            });
+            // The controller is disabled because of the abort, and cannot be brought up.
+            assert!(driver.flush().is_err());
+            assert_eq!(driver.nvme.ctrl.state(), State::Dead);
+            Ok(())
+        })?;
+
+        assert_eq!(counts.enabled, 2);
+        Ok(())
+    }
+
+    #[test]
+    fn reset_fails() -> Result {
+        let (_, counts) = with(Script::default(), |fake, driver| {
+            let driver = driver?;
+            fake.script(|script| {
+                script.answers = answers(&[Answer::Never]).answers;
+                script.dies_at_reset = true;
+            });
+            assert!(driver.flush().is_err());
+            assert_eq!(driver.nvme.ctrl.state(), State::Dead);
+            // Requests fail at once.
+            assert!(driver.flush().is_err());
+            Ok(())
+        })?;
+
+        assert_eq!(counts.enabled, 2);
+        Ok(())
+    }
+
+    #[test]
+    fn pulled_out() -> Result {
+        with(Script::default(), |fake, driver| {
+            let driver = driver?;
+            fake.script(|script| {
+                script.answers = answers(&[Answer::Never]).answers;
+                script.gone = true;
+            });
+            assert!(driver.flush().is_err());
+            assert_eq!(driver.nvme.ctrl.state(), State::Dead);
+            Ok(())
+        })?;
+        Ok(())
+    }
+}

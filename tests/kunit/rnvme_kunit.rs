@@ -1,0 +1,46 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! KUnit suite of rnvme: the driver's own sources, against a controller that lies.
+
+use kernel::prelude::*;
+
+#[path = "../../drivers/rnvme/admin.rs"]
+mod admin;
+#[path = "../../drivers/rnvme/block.rs"]
+mod block;
+#[path = "../../drivers/rnvme/command.rs"]
+mod command;
+#[path = "../../drivers/rnvme/ctrl.rs"]
+mod ctrl;
+#[path = "rnvme/fake.rs"]
+mod fake;
+#[path = "../../drivers/rnvme/identify.rs"]
+mod identify;
+#[path = "rnvme/lies.rs"]
+mod lies;
+#[path = "../../drivers/rnvme/nvme.rs"]
+mod nvme;
+#[path = "../../drivers/rnvme/prp.rs"]
+mod prp;
+#[path = "../../drivers/rnvme/queue.rs"]
+mod queue;
+#[path = "../../drivers/rnvme/recovery.rs"]
+mod recovery;
+#[path = "../../drivers/rnvme/regs.rs"]
+mod regs;
+
+module! {
+    type: RnvmeKunit,
+    name: "rnvme_kunit",
+    authors: ["The physdma authors"],
+    description: "KUnit suite of rnvme",
+    license: "GPL v2",
+}
+
+struct RnvmeKunit;
+
+impl kernel::Module for RnvmeKunit {
+    fn init(_module: &'static ThisModule) -> Result<Self> {
+        Ok(Self)
+    }
+}
