@@ -10,6 +10,8 @@ mod admin;
 mod block;
 #[path = "../../drivers/rnvme/command.rs"]
 mod command;
+#[path = "../../drivers/rnvme/counters.rs"]
+mod counters;
 #[path = "../../drivers/rnvme/ctrl.rs"]
 mod ctrl;
 #[path = "rnvme/fake.rs"]
