@@ -305,13 +305,14 @@ impl<'a, R: Regs + 'a> Nvme<'a, R> {
     /// Called by the recovery thread.
     pub(crate) fn reset(&self) {
         if self.ctrl.state() != State::Live {
-            return;
+            return self.ctrl.inbox.forget();
         }
         self.ctrl.set_state(State::Starting);
         self.stop_queues();
         // A controller that answers no more cannot be disabled; the attempt to enable it tells.
         let disabled = self.ctrl.disable();
         self.drain(true);
+        self.ctrl.inbox.forget();
 
         match disabled.and_then(|()| self.restart()) {
             Ok(()) => {

@@ -17,6 +17,7 @@ use crate::{
     queue::Queue,
     regs::Regs, //
 };
+use core::mem;
 use kernel::{
     block::mq::{
         Status,
@@ -74,10 +75,20 @@ impl Inbox {
         })
     }
 
-    /// Asks for the controller to be reset. Sleeps.
-    pub(crate) fn reset(&self) {
-        self.tasks.lock().reset = true;
+    /// Asks for the controller to be reset. Returns `false` if that was done already. Sleeps.
+    pub(crate) fn reset(&self) -> bool {
+        let asked = mem::replace(&mut self.tasks.lock().reset, true);
+
         self.changed.notify_all();
+        !asked
+    }
+
+    /// Forgets what was asked for: it was about requests that were all taken back. Sleeps.
+    pub(crate) fn forget(&self) {
+        let mut tasks = self.tasks.lock();
+
+        tasks.reset = false;
+        tasks.nr_aborts = 0;
     }
 
     /// Asks for a command to be aborted. Returns `false` if there are too many already. Sleeps.
@@ -104,9 +115,7 @@ impl Inbox {
                 return Task::Stop;
             }
             if tasks.reset {
-                // A reset brings back all that was to be aborted.
-                tasks.reset = false;
-                tasks.nr_aborts = 0;
+                // Until it is forgotten, nobody needs to ask again.
                 return Task::Reset;
             }
             if let Some(last) = tasks.nr_aborts.checked_sub(1) {
@@ -223,14 +232,15 @@ pub(crate) fn timed_out<'a, R: Regs + 'a>(
     }
 
     if csts.is_gone() || csts.cfs() || !csts.rdy() || rq.flags().load(Relaxed) & ABORT_SENT != 0 {
-        dev_warn!(
-            ctrl.dev,
-            "queue {}: command {:#x} timed out, resetting the controller: status {:#x}\n",
-            queue.qid(),
-            cid,
-            csts.into_raw()
-        );
-        ctrl.inbox.reset();
+        if ctrl.inbox.reset() {
+            dev_warn!(
+                ctrl.dev,
+                "queue {}: command {:#x} timed out, resetting the controller: status {:#x}\n",
+                queue.qid(),
+                cid,
+                csts.into_raw()
+            );
+        }
     } else if ctrl.inbox.abort(queue.qid(), cid) {
         dev_warn!(
             ctrl.dev,
