@@ -10,12 +10,16 @@ mod admin;
 mod block;
 #[path = "../../drivers/rnvme/command.rs"]
 mod command;
+#[path = "../../drivers/rnvme/counters.rs"]
+mod counters;
 #[path = "../../drivers/rnvme/ctrl.rs"]
 mod ctrl;
 #[path = "rnvme/fake.rs"]
 mod fake;
 #[path = "../../drivers/rnvme/identify.rs"]
 mod identify;
+#[path = "rnvme/layout.rs"]
+mod layout;
 #[path = "rnvme/lies.rs"]
 mod lies;
 #[path = "../../drivers/rnvme/nvme.rs"]
