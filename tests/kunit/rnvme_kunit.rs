@@ -18,6 +18,8 @@ mod ctrl;
 mod fake;
 #[path = "../../drivers/rnvme/identify.rs"]
 mod identify;
+#[path = "rnvme/layout.rs"]
+mod layout;
 #[path = "rnvme/lies.rs"]
 mod lies;
 #[path = "../../drivers/rnvme/nvme.rs"]

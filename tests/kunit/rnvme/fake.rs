@@ -309,15 +309,13 @@ impl Fake {
             }
             admin::SET_FEATURES => (0, cdw11),
             admin::CREATE_CQ => (0, 0),
-            admin::CREATE_SQ => {
-                match self.state.lock().pairs.get_mut(cdw10 as u16 as usize) {
-                    Some(pair) => {
-                        pair.created = true;
-                        (0, 0)
-                    }
-                    None => (0x101, 0),
+            admin::CREATE_SQ => match self.state.lock().pairs.get_mut(cdw10 as u16 as usize) {
+                Some(pair) => {
+                    pair.created = true;
+                    (0, 0)
                 }
-            }
+                None => (0x101, 0),
+            },
             admin::ABORT => {
                 let mut state = self.state.lock();
                 state.counts.aborts += 1;

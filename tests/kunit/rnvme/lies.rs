@@ -245,7 +245,14 @@ mod tests {
     #[test]
     fn namespaces_that_are_no_disk() -> Result {
         let honest = Script::default();
-        for (nsze, lbads) in [(0, 9), (2048, 0), (2048, 8), (2048, 13), (2048, 30), (2048, 255)] {
+        for (nsze, lbads) in [
+            (0, 9),
+            (2048, 0),
+            (2048, 8),
+            (2048, 13),
+            (2048, 30),
+            (2048, 255),
+        ] {
             let script = Script {
                 nsze,
                 lbads,

@@ -1,0 +1,87 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! No Identify answer is believed that cannot be true.
+
+use crate::rnvme::identify::*;
+
+fn controller() -> Page {
+    let mut p = [0; PAGE_LEN];
+    p[512] = 0x66;
+    p[513] = 0x44;
+    p
+}
+
+#[test]
+fn mdts() {
+    for (mdts, max) in [
+        (0, MAX_TRANSFER),
+        (1, 8192),
+        (5, 128 << 10),
+        (10, 4 << 20),
+        (11, MAX_TRANSFER),
+        (19, MAX_TRANSFER),
+        (20, MAX_TRANSFER),
+        (32, MAX_TRANSFER),
+        (255, MAX_TRANSFER),
+    ] {
+        let mut p = controller();
+        p[77] = mdts;
+        assert_eq!(Controller::parse(&p).unwrap().max_transfer, max, "{mdts}");
+    }
+}
+
+#[test]
+fn garbage() {
+    assert!(Controller::parse(&[0; PAGE_LEN]).is_err());
+    assert!(Controller::parse(&[0xff; PAGE_LEN]).is_err());
+    assert_eq!(Namespace::parse(&[0; PAGE_LEN]), Err(Unusable::Empty));
+    assert!(Namespace::parse(&[0xff; PAGE_LEN]).is_err());
+    let mut p = controller();
+    p[4..24].copy_from_slice(b"ABC\x1b[31m            ");
+    assert_eq!(Controller::parse(&p).unwrap().serial(), "ABC");
+}
+
+#[test]
+fn namespaces() {
+    let mut p = [0; PAGE_LEN];
+    p[0] = 8;
+    for shift in 0..=255 {
+        p[130] = shift;
+        assert_eq!(
+            Namespace::parse(&p),
+            match shift {
+                9..=12 => Ok(Namespace {
+                    blocks: 8,
+                    lba_shift: shift.into()
+                }),
+                _ => Err(Unusable::BlockSize(shift)),
+            }
+        );
+    }
+    p[130] = 9;
+    p[26] = 1;
+    assert_eq!(Namespace::parse(&p), Err(Unusable::Format(1)));
+    p[26] = 0;
+    p[128] = 8;
+    assert_eq!(Namespace::parse(&p), Err(Unusable::Metadata(8)));
+    p[128] = 0;
+    p[..8].fill(0xff);
+    assert_eq!(Namespace::parse(&p), Err(Unusable::TooLong(u64::MAX)));
+}
+
+#[test]
+fn active_list() {
+    let list = |ids: &[u32]| {
+        let mut p = [0; PAGE_LEN];
+        for (i, id) in ids.iter().enumerate() {
+            p[i * 4..i * 4 + 4].copy_from_slice(&id.to_le_bytes());
+        }
+        p
+    };
+    let got = |ids: &[u32], after| active_namespaces(&list(ids), after).collect::<Vec<_>>();
+    assert_eq!(got(&[1, 2, 7], 0), [1, 2, 7]);
+    assert_eq!(got(&[], 0), []);
+    assert_eq!(got(&[1, 1, 1], 0), [1]);
+    assert_eq!(got(&[5, 3, 9], 0), [5]);
+    assert_eq!(got(&[5, 6], 5), []);
+}

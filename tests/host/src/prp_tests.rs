@@ -1,0 +1,171 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What a device finds when it follows PRP entries is the data, for every shape of them.
+
+use crate::rnvme::prp::{self, Fault, Lists, ENTRIES, PAGE};
+
+/// Lists as a device would find them: by address.
+#[derive(Default)]
+struct Memory {
+    lists: Vec<[u64; ENTRIES]>,
+    room: usize,
+}
+
+impl Lists for Memory {
+    fn reserve(&mut self, entries: usize) -> bool {
+        let n = prp::lists(entries);
+        if n > self.room {
+            return false;
+        }
+        self.lists = vec![[0; ENTRIES]; n];
+        true
+    }
+    fn address(&self, list: usize) -> u64 {
+        assert!(list < self.lists.len());
+        0xabc0_0000_0000 + list as u64 * 0x10_0000
+    }
+    fn write(&mut self, list: usize, slot: usize, entry: u64) {
+        self.lists[list][slot] = entry;
+    }
+}
+
+/// What a device does with the entries: the pieces of memory, in order.
+fn walk(mem: &Memory, prp: [u64; 2], bytes: u32) -> Vec<(u64, u64)> {
+    let mut left = u64::from(bytes);
+    let mut out = vec![];
+    let n = left.min(PAGE - prp[0] % PAGE);
+    out.push((prp[0], n));
+    left -= n;
+    if left == 0 {
+        assert_eq!(prp[1], 0);
+        return out;
+    }
+    if left <= PAGE {
+        assert_eq!(prp[1] % PAGE, 0);
+        out.push((prp[1], left));
+        return out;
+    }
+    let find = |a: u64| (0..mem.lists.len()).find(|&l| mem.address(l) == a).unwrap();
+    let (mut list, mut slot) = (find(prp[1]), 0);
+    while left > 0 {
+        if slot == ENTRIES - 1 && left > PAGE {
+            (list, slot) = (find(mem.lists[list][slot]), 0);
+        }
+        let a = mem.lists[list][slot];
+        assert_eq!(a % PAGE, 0);
+        let n = left.min(PAGE);
+        out.push((a, n));
+        left -= n;
+        slot += 1;
+    }
+    out
+}
+
+fn build(segs: &[(u64, u32)], bytes: u32, mem: &mut Memory) -> Result<[u64; 2], Fault<()>> {
+    let mut it = segs.iter().copied();
+    prp::build(|| Ok(it.next()), bytes, mem)
+}
+
+/// Checks that the device sees the bytes of `segs`.
+fn check(segs: &[(u64, u32)]) {
+    let bytes = segs.iter().map(|s| s.1).sum();
+    let mut mem = Memory {
+        room: 8,
+        ..Default::default()
+    };
+    let prp = build(segs, bytes, &mut mem).unwrap();
+    let mut got = walk(&mem, prp, bytes);
+    got.reverse();
+    for &(mut a, len) in segs {
+        let mut len = u64::from(len);
+        while len > 0 {
+            let (b, n) = got.pop().unwrap();
+            assert_eq!(a, b);
+            assert!(n <= len);
+            a += n;
+            len -= n;
+        }
+    }
+    assert!(got.is_empty());
+}
+
+#[test]
+fn shapes() {
+    check(&[(0x1000, 512)]);
+    check(&[(0x1e00, 512)]);
+    check(&[(0x1e00, 1024)]);
+    check(&[(0x1000, 4096)]);
+    check(&[(0x1000, 8192)]);
+    check(&[(0x1004, 8192)]);
+    check(&[(0x1e00, 512), (0x9000, 4096), (0x5000, 512)]);
+    check(&[(0x1000, 4096), (0x9000, 4096), (0x5000, 4096)]);
+    check(&[(0x1000, 4096), (0x9000, 0x20000), (0x5000, 12)]);
+    for pages in [511, 512, 513, 514, 1022, 1023, 1024] {
+        check(&[(0x10_0000, pages * 4096)]);
+        check(&[(0x10_0e00, pages * 4096)]);
+        check(&[(0x10_0e00, pages * 4096 - 512)]);
+    }
+}
+
+#[test]
+fn every_length_and_offset() {
+    for offset in (0..4096).step_by(508) {
+        for bytes in (512..40 * 4096).step_by(512) {
+            check(&[(0x7000 + offset, bytes)]);
+        }
+    }
+    for bytes in (500 * 4096..520 * 4096).step_by(512) {
+        check(&[(0x7e00, bytes)]);
+    }
+}
+
+#[test]
+fn faults() {
+    let mut mem = Memory {
+        room: 8,
+        ..Default::default()
+    };
+    let m = &mut mem;
+    assert_eq!(build(&[(0x1002, 512)], 512, m), Err(Fault::Misaligned));
+    assert_eq!(
+        build(&[(0x1000, 512), (0x2000, 512)], 1024, m),
+        Err(Fault::Misaligned)
+    );
+    assert_eq!(
+        build(&[(0x1000, 4096), (0x2200, 512)], 4608, m),
+        Err(Fault::Misaligned)
+    );
+    assert_eq!(
+        build(&[(0x1000, 4096), (0x2000, 512), (0x4000, 8192)], 12800, m),
+        Err(Fault::Misaligned)
+    );
+    assert_eq!(build(&[(0x1000, 4096)], 8192, m), Err(Fault::Length));
+    assert_eq!(build(&[(0x1000, 8192)], 4096, m), Err(Fault::Length));
+    assert_eq!(
+        build(&[(0x1000, 4096), (0x4000, 8192)], 8192, m),
+        Err(Fault::Length)
+    );
+    assert_eq!(
+        build(&[(0x1000, 4096), (0x4000, 0)], 8192, m),
+        Err(Fault::Length)
+    );
+    assert_eq!(build(&[(0x1000, 0)], 8192, m), Err(Fault::Length));
+    assert_eq!(build(&[], 512, m), Err(Fault::Length));
+    assert_eq!(build(&[(0, 512)], 0, m), Err(Fault::Length));
+    m.room = 0;
+    assert_eq!(build(&[(0x1000, 12288)], 12288, m), Err(Fault::NoLists));
+    assert_eq!(
+        prp::build(|| Err::<Option<(u64, u32)>, _>(7), 512, m),
+        Err(Fault::Source(7))
+    );
+}
+
+#[test]
+fn list_counts() {
+    assert_eq!(prp::lists(2), 1);
+    assert_eq!(prp::lists(512), 1);
+    assert_eq!(prp::lists(513), 2);
+    assert_eq!(prp::lists(1023), 2);
+    assert_eq!(prp::lists(1024), 3);
+    assert_eq!(prp::lists(prp::max_entries(4 << 20)), 3);
+}
