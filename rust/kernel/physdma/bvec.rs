@@ -297,7 +297,8 @@ impl<I: Iterator<Item = PhysBvec>> Cursor<I> {
     #[inline]
     pub fn take_segment(&mut self, limits: &Limits) -> Option<PhysBvec> {
         let head = self.head?;
-        self.take(limits.room(u64::from(head.phys())))
+        // CAST: A physical address has at most 64 bits.
+        self.take(limits.room(head.phys() as u64))
     }
 
     /// Moves `bytes` on, over as many pieces as it takes, and returns by how many it moved: fewer

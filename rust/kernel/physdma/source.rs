@@ -131,7 +131,8 @@ impl<'r> List<'r> {
             bytes = bytes.checked_add(piece.len() as usize).ok_or(EOVERFLOW)?;
             if let Some(prev) = prev {
                 if prev.join(piece).is_none() {
-                    gaps |= u64::from(prev.end()) | u64::from(piece.phys());
+                    // CAST: A physical address has at most 64 bits.
+                    gaps |= prev.end() as u64 | piece.phys() as u64;
                 }
             }
             prev = Some(piece);

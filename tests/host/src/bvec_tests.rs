@@ -65,7 +65,10 @@ macro_rules! tests {
                 assert_eq!(last.end(), 0);
                 // Nothing follows the end, also not what starts at zero.
                 assert!(last.join(piece(0, 1)).is_none());
-                assert_eq!(piece(PhysAddr::MAX, 1).split(1), (piece(PhysAddr::MAX, 1), None));
+                assert_eq!(
+                    piece(PhysAddr::MAX, 1).split(1),
+                    (piece(PhysAddr::MAX, 1), None)
+                );
             }
 
             #[test]
@@ -81,7 +84,10 @@ macro_rules! tests {
             fn split_and_join() {
                 let mut random = Random::new(1);
                 for _ in 0..100_000 {
-                    let whole = piece(random.below(1 << 20) as PhysAddr, 1 + random.below(99) as u32);
+                    let whole = piece(
+                        random.below(1 << 20) as PhysAddr,
+                        1 + random.below(99) as u32,
+                    );
                     let at = random.below(120) as u32;
                     let (head, tail) = whole.split(at);
                     assert!(head.len() <= at.max(1));
