@@ -144,6 +144,13 @@ impl PhysBvec {
     }
 }
 
+/// A physical address in as many bits as any has.
+#[inline]
+#[allow(clippy::unnecessary_cast, reason = "a `PhysAddr` may have 32 bits")]
+pub(super) const fn wide(phys: PhysAddr) -> u64 {
+    phys as u64
+}
+
 /// What a device can take in one DMA segment, and in one request.
 ///
 /// # Examples
@@ -297,8 +304,7 @@ impl<I: Iterator<Item = PhysBvec>> Cursor<I> {
     #[inline]
     pub fn take_segment(&mut self, limits: &Limits) -> Option<PhysBvec> {
         let head = self.head?;
-        // CAST: A physical address has at most 64 bits.
-        self.take(limits.room(head.phys() as u64))
+        self.take(limits.room(wide(head.phys())))
     }
 
     /// Moves `bytes` on, over as many pieces as it takes, and returns by how many it moved: fewer

@@ -164,8 +164,9 @@ impl<B: Backend> IovaSpace<B, Linking> {
             // The range starts where the first piece does in its granule, so its end tells where
             // the last piece ended in its own.
             let end = self.iova.addr().wrapping_add(self.linked as DmaAddress);
-            // CAST: Addresses have at most 64 bits.
-            if (piece.phys() as u64 | end as u64) & u64::from(self.granule) != 0 {
+            if piece.phys() & PhysAddr::from(self.granule) != 0
+                || end & DmaAddress::from(self.granule) != 0
+            {
                 return Err(EINVAL);
             }
         }

@@ -8,6 +8,7 @@
 //! be reported as a success.
 
 use super::{
+    bvec::wide,
     Merge,
     PhysBvec, //
 };
@@ -131,8 +132,7 @@ impl<'r> List<'r> {
             bytes = bytes.checked_add(piece.len() as usize).ok_or(EOVERFLOW)?;
             if let Some(prev) = prev {
                 if prev.join(piece).is_none() {
-                    // CAST: A physical address has at most 64 bits.
-                    gaps |= prev.end() as u64 | piece.phys() as u64;
+                    gaps |= wide(prev.end() | piece.phys());
                 }
             }
             prev = Some(piece);
