@@ -28,6 +28,10 @@ test: kernel ## all tests; ONLY=kunit/... runs a part; report in build/reports/t
 test-debug: kernel-debug ## all tests on a kernel with KASAN, UBSAN, lockdep and the like
 	@PYTHONPATH=scripts python3 -B -m harness test --debug
 
+soak: kernel ## under I/O: 50 unbinds, 50 resets, 10 time-outs, on a strict IOMMU and without
+	@UNBINDS=50 RESETS=50 TIMEOUTS=10 ONLY=qemu/recovery \
+		PYTHONPATH=scripts python3 -B -m harness test
+
 bench-quick: kernel ## instructions of a map and unmap, beside those of the C stack
 	@PYTHONPATH=scripts python3 -B bench/run.py
 
@@ -64,5 +68,5 @@ patch-refresh: ## [PATCH=...]: takes edits in build/linux into the patch
 clean: ## removes build/; the cache with the kernel's source stays
 	rm -rf build
 
-.PHONY: help run test test-debug bench-quick lint shell kernel kernel-debug linux
+.PHONY: help run test test-debug soak bench-quick lint shell kernel kernel-debug linux
 .PHONY: packages packages-lint patch-new patch-add patch-refresh clean

@@ -10,11 +10,11 @@ import os
 from harness.topology import Machine, Ssd
 
 MODES = ["strict", "off"]
-LIMIT = 300
 
 UNBINDS = int(os.environ.get("UNBINDS", "10"))
 RESETS = int(os.environ.get("RESETS", "3"))
 TIMEOUTS = int(os.environ.get("TIMEOUTS", "2"))
+LIMIT = 200 + 4 * UNBINDS + 6 * RESETS + 20 * TIMEOUTS
 
 FIO = ("fio --filename={disk} --allow_file_create=0 --size=32M --direct=1 --ioengine=io_uring "
        "--iodepth=32 --eta=never ")
