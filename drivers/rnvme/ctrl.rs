@@ -202,7 +202,8 @@ impl<'a, R: Regs> Controller<'a, R> {
     /// # Errors
     ///
     /// - `ENODEV`: nobody answers, so that there is nothing to disable.
-    /// - `ETIMEDOUT`: it is still ready after the time that it claims to need.
+    /// - `ETIMEDOUT`: it is still ready after the time that it claims to need. It was cut off from
+    ///   memory, and is of no use any more.
     pub(crate) fn disable(&self) -> Result {
         let io = self.regs.io();
 
@@ -211,6 +212,7 @@ impl<'a, R: Regs> Controller<'a, R> {
             .inspect_err(|&e| {
                 // Where there is nobody, who wanted something of it will say so.
                 if e != ENODEV {
+                    self.regs.isolate();
                     dev_err!(
                         self.dev,
                         "the controller cannot be disabled: status {:#x}, {:?}\n",

@@ -121,7 +121,7 @@ impl CSTS {
     }
 }
 
-/// What the driver needs from the bus: registers, and a hold on interrupts.
+/// What the driver needs from the bus: registers, and a hold on interrupts and DMA.
 ///
 /// The PCI bus is one implementation; another one plays a controller that lies.
 pub(crate) trait Regs: Send + Sync {
@@ -138,6 +138,9 @@ pub(crate) trait Regs: Send + Sync {
 
     /// Keeps interrupt `vector` from being handled, and waits until it is not. Sleeps.
     fn irq_off(&self, vector: u32) -> Self::IrqOff<'_>;
+
+    /// Keeps the device from accessing memory, until the driver is bound to it again.
+    fn isolate(&self);
 }
 
 /// The bytes that the registers take up when the doorbells are `stride` bytes apart and the last

@@ -44,7 +44,10 @@ use crate::{
 };
 use kernel::{
     cpu,
-    device::Core,
+    device::{
+        self,
+        Core, //
+    },
     dma::{
         Device as _,
         DmaMask, //
@@ -104,6 +107,7 @@ impl Drop for Instance {
 
 /// The registers of a controller on the PCI bus, in BAR 0.
 struct PciRegs<'a> {
+    pdev: &'a pci::Device<device::Bound>,
     bar: pci::Bar<'a, DOORBELLS>,
     vectors: &'a pci::IrqVectorRegistration<'a>,
 }
@@ -123,6 +127,10 @@ impl Regs for PciRegs<'_> {
     fn irq_off(&self, vector: u32) -> Option<pci::IrqDisabled<'_>> {
         // A queue's vector is one of those that there are.
         self.vectors.disable(vector as usize).ok()
+    }
+
+    fn isolate(&self) {
+        self.pdev.clear_master();
     }
 }
 
@@ -237,7 +245,7 @@ impl Rnvme {
         };
         // SAFETY: The driver core drops it when the driver is unbound.
         let attached =
-            unsafe { Attached::new(pdev.as_ref(), PciRegs { bar, vectors }, irqs, config) }?;
+            unsafe { Attached::new(pdev.as_ref(), PciRegs { pdev, bar, vectors }, irqs, config) }?;
 
         Ok(Bound {
             _attached: attached,

@@ -166,6 +166,8 @@ pub(crate) struct Counts {
     pub(crate) aborts: u32,
     /// Flush commands.
     pub(crate) flushes: u32,
+    /// It was cut off from memory.
+    pub(crate) isolated: u32,
     /// The driver did something that a driver must not do.
     pub(crate) wrongs: u32,
 }
@@ -510,6 +512,10 @@ impl Regs for FakeRegs {
 
     fn irq_off(&self, _vector: u32) -> Self::IrqOff<'_> {
         self.0.irq.lock()
+    }
+
+    fn isolate(&self) {
+        self.0.state.lock().counts.isolated += 1;
     }
 }
 
