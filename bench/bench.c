@@ -282,6 +282,13 @@ static int run_shape(struct bench *b, const struct shape *s)
 		       layer.name);
 		goto out;
 	}
+	/* The one who gives the device more segments has an easier time. */
+	if (our_segs != their_segs) {
+		pr_err("%s: %u segments, but %u by %s\n", s->name, our_segs,
+		       their_segs, nvme.name);
+		ret = -EINVAL;
+		goto out;
+	}
 	pr_info("row|%s|%llu|%llu|%u|%s|%llu|%llu|%u\n", s->name, ours,
 		ours_spread, our_segs, nvme.name, theirs, theirs_spread,
 		their_segs);

@@ -251,7 +251,13 @@ impl<'a, R: Regs + 'a> Operations for Ops<'a, R> {
         let queue = &*hw.queue;
 
         if !queue.is_enabled() {
-            return Err(queue.refusal());
+            let refusal = queue.refusal();
+
+            if refusal != Status::RESOURCE {
+                // It ends here, and the next request with this tag has all its tries.
+                rq.data_mut().retries = 0;
+            }
+            return Err(refusal);
         }
         let (command, moved) = match rq.op() {
             Op::Read => Self::read_write(hw, target, &mut rq, io::READ, DataDirection::FromDevice)?,

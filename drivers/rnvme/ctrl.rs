@@ -210,9 +210,10 @@ impl<'a, R: Regs> Controller<'a, R> {
         io.write_reg(io.read(regs::CC).with_en(false).with_const_shn::<0>());
         self.wait(self.caps.timeout_ms, |csts| !csts.rdy())
             .inspect_err(|&e| {
+                // It may go on to write to memory that is given back now.
+                self.regs.isolate();
                 // Where there is nobody, who wanted something of it will say so.
                 if e != ENODEV {
-                    self.regs.isolate();
                     dev_err!(
                         self.dev,
                         "the controller cannot be disabled: status {:#x}, {:?}\n",

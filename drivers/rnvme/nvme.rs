@@ -266,10 +266,12 @@ impl<'a, R: Regs + 'a> Nvme<'a, R> {
             self.identity.write_cache,
         )?;
 
+        // Under the lock, so that whoever gives the controller up finds the disk, or was before.
+        let mut disks = self.disks.lock();
         if self.ctrl.state() == State::Dead {
             disk.disk.mark_dead();
         }
-        self.disks.lock().push(disk, GFP_KERNEL)?;
+        disks.push(disk, GFP_KERNEL)?;
         Ok(())
     }
 
@@ -309,7 +311,7 @@ impl<'a, R: Regs + 'a> Nvme<'a, R> {
         }
         self.ctrl.set_state(State::Starting);
         self.stop_queues();
-        // A controller that answers no more cannot be disabled; the attempt to enable it tells.
+        // A controller that cannot be disabled is cut off, and given up.
         let disabled = self.ctrl.disable();
         self.drain(true);
         self.ctrl.inbox.forget();
@@ -440,6 +442,7 @@ impl<'a, R: Regs + 'a, I> Drop for Attached<'a, R, I> {
 
         self.nvme.stop_queues();
         self.nvme.ctrl.shut_down(self.nvme.identity.shutdown_ms);
+        self.nvme.ctrl.regs.isolate();
         self.nvme.drain(false);
         self.nvme.report();
     }

@@ -45,6 +45,7 @@ use kernel::{
         io_read,
         Io, //
     },
+    new_mutex,
     new_spinlock,
     prelude::*,
     sync::{
@@ -59,6 +60,7 @@ use kernel::{
             Read, //
         },
         Arc,
+        Mutex,
         SetOnce,
         SpinLock, //
     }, //
@@ -106,6 +108,9 @@ pub(crate) struct Queue<'a, R: Regs> {
     free_lists: Atomic<u64>,
     #[pin]
     submission: SpinLock<Submission>,
+    /// Who keeps the interrupt handler from running and takes its place: one at a time.
+    #[pin]
+    consumer: Mutex<()>,
     /// The slot of the next completion.
     head: Atomic<u32>,
     /// The phase that the next completion will have.
@@ -149,13 +154,15 @@ impl<'a, R: Regs> Queue<'a, R> {
                 qid,
                 vector,
                 entries,
-                tag_bits: u32::BITS - (tags - 1).leading_zeros(),
+                // No tag has all bits set, so that no identifier is 0xffff, which is reserved.
+                tag_bits: u32::BITS - tags.leading_zeros(),
                 submission <- new_spinlock!(Submission {
                     tail: 0,
                     rung: 0,
                     counters: Counters::default(),
                 }),
 
+                consumer <- new_mutex!(()),
                 head: Atomic::new(0),
                 phase: Atomic::new(true),
                 enabled: Atomic::new(false),
@@ -336,6 +343,7 @@ impl<'a, R: Regs> Queue<'a, R> {
     /// Handles what the device has answered while the interrupt handler is kept from running.
     /// Sleeps.
     pub(crate) fn poll(&self) {
+        let _one = self.consumer.lock();
         let _off = self.ctrl.regs.irq_off(self.vector);
 
         self.process();
@@ -406,6 +414,7 @@ impl<'a, R: Regs> Queue<'a, R> {
     ///
     /// The device was disabled, and nobody submits. The rings are as new afterwards. Sleeps.
     pub(crate) fn drain(&self, mut each: impl FnMut(OwnedRequest<Ops<'a, R>>)) {
+        let _one = self.consumer.lock();
         let _off = self.ctrl.regs.irq_off(self.vector);
 
         self.process();

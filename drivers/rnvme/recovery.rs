@@ -185,12 +185,13 @@ pub(crate) fn timed_out<'a, R: Regs + 'a>(
     let cid = queue.cid(rq.id());
     let csts = ctrl.status();
 
-    if !csts.is_gone() {
+    // While the controller is reset, the ring is cleared.
+    if !csts.is_gone() && queue.is_enabled() {
         queue.poll();
         if !rq.is_in_flight() {
             dev_warn!(
                 ctrl.dev,
-                "queue {}: command {:#x} was answered, but there was no interrupt\n",
+                "queue {}: command {:#x} was answered just before it timed out\n",
                 queue.qid(),
                 cid
             );
@@ -199,6 +200,10 @@ pub(crate) fn timed_out<'a, R: Regs + 'a>(
     }
 
     if queue.qid() == 0 {
+        // Whoever has it by now, such as a reset, sees to the controller too.
+        let Some(rq) = rq.claim() else {
+            return TimeoutAction::Done;
+        };
         dev_err!(
             ctrl.dev,
             "admin command {:#x} timed out, disabling the controller: status {:#x}\n",
@@ -209,9 +214,7 @@ pub(crate) fn timed_out<'a, R: Regs + 'a>(
         // is told when the device cannot write to the command's memory any more.
         queue.set_enabled(false);
         let _ = ctrl.disable();
-        if let Some(rq) = rq.claim() {
-            Ops::give_up(rq, false, Status::TIMEOUT);
-        }
+        Ops::give_up(rq, false, Status::TIMEOUT);
         if ctrl.state() == State::Live {
             ctrl.inbox.reset();
         }

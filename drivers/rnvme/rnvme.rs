@@ -31,6 +31,7 @@ mod recovery;
 mod regs;
 
 use crate::{
+    identify::CTRL_PAGE_SIZE,
     nvme::{
         Attached,
         Config,
@@ -214,6 +215,9 @@ impl Rnvme {
                 .or_else(|_| pdev.dma_set_mask_and_coherent(DmaMask::new::<32>()))
         }
         .inspect_err(|_| dev_err!(pdev, "no DMA with 32 bits of address\n"))?;
+        // What is bounced starts in its page where the request's own memory does, as PRPs want it.
+        // SAFETY: As above.
+        unsafe { pdev.dma_set_min_align_mask(CTRL_PAGE_SIZE - 1) };
 
         let bar = pdev
             .iomap_region_sized::<DOORBELLS>(0, c"rnvme")

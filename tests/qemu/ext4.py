@@ -14,6 +14,23 @@ from harness.topology import Machine, Ssd
 SIZE_MB = 16            # of each file
 DEPTHS = (1, 8, 64)     # requests at a time, a file for each
 
+# Reads a file with O_DIRECT into memory at several offsets in a page.
+UNALIGNED = r"""
+import mmap, os, sys
+size, page = 1 << 17, mmap.PAGESIZE
+disk = os.open(sys.argv[1], os.O_RDONLY | os.O_DIRECT)
+memory = memoryview(mmap.mmap(-1, size + 2 * page))
+assert os.preadv(disk, [memory[:size]], 0) == size
+whole = bytes(memory[:size])
+assert any(whole)
+for offset in (4, 0x200, 0x800, 0xffc):
+    for length in (page, 5 * page, size):
+        memory[:] = bytes(len(memory))
+        buffer = memory[offset:offset + length]
+        assert os.preadv(disk, [buffer], 0) == length
+        assert buffer == whole[:length], f"{length} bytes at {offset:#x} differ"
+"""
+
 
 def machine(mode):
     return Machine(iommu=mode, host_files=True,
@@ -49,6 +66,10 @@ def run(t):
         t.vm.sh(f"mkfs.ext4 -q {second} && mkdir /mnt/fs2 && mount {second} /mnt/fs2 && "
                 "cp /mnt/fs/depth1 /mnt/fs2 && umount /mnt/fs2 && mount {0} /mnt/fs2 && "
                 "cmp /mnt/fs/depth1 /mnt/fs2/depth1 && umount /mnt/fs2".format(second))
+    with t.case("memory that starts within a page"):
+        # Not aligned, so that the first and the last page are used in part.
+        t.vm.sh(f"cat > /tmp/unaligned.py <<'EOF'\n{UNALIGNED}\nEOF\n"
+                "python3 /tmp/unaligned.py /mnt/fs/depth1")
     with t.case("unmount"):
         t.vm.sh("umount /mnt/fs")
         # Read back through a cold cache, and counted.

@@ -143,7 +143,8 @@ impl<B: Backend> IovaSpace<B, Linking> {
     ///
     /// # Errors
     ///
-    /// - `EINVAL`: the piece is longer than what is left of the range; or it is not the first and
+    /// - `EINVAL`: the piece is longer than what is left of the range; or it is the first and does
+    ///   not start where in its granule [`Self::try_alloc`] was told; or it is not the first and
     ///   does not start on the IOMMU's granule, or what is linked already does not end on it.
     /// - What the IOMMU driver returns, usually `ENOMEM`.
     ///
@@ -167,6 +168,12 @@ impl<B: Backend> IovaSpace<B, Linking> {
             if piece.phys() & PhysAddr::from(self.granule) != 0
                 || end & DmaAddress::from(self.granule) != 0
             {
+                return Err(EINVAL);
+            }
+        } else {
+            // CAST: The granule has 32 bits.
+            let offset = (piece.phys() & PhysAddr::from(self.granule)) as u32;
+            if offset != (self.iova.addr() & DmaAddress::from(self.granule)) as u32 {
                 return Err(EINVAL);
             }
         }

@@ -336,71 +336,80 @@ impl Source for Pages<'_> {
     }
 }
 
-/// Memory at a kernel virtual address: from `kmalloc()`, `vmalloc()`, a stack or a static.
-pub struct Virt<'v> {
-    pieces: Merge<VirtIter<'v>>,
+/// Memory at a kernel virtual address that DMA may be done to: from `kmalloc()`, `vmalloc()` or the
+/// page allocator, but not a stack, code or constants.
+pub struct Virt {
+    pieces: Merge<VirtIter>,
     bytes: usize,
 }
 
-struct VirtIter<'v> {
-    rest: &'v [u8],
+struct VirtIter {
+    addr: *const u8,
+    left: usize,
 }
 
-impl Iterator for VirtIter<'_> {
+// SAFETY: The addresses are looked at, not what is there.
+unsafe impl Send for VirtIter {}
+
+impl Iterator for VirtIter {
     type Item = PhysBvec;
 
     fn next(&mut self) -> Option<PhysBvec> {
-        let addr = self.rest.as_ptr();
-        let len = self
-            .rest
-            .len()
-            .min(PAGE_SIZE - (addr as usize & !PAGE_MASK));
+        if self.left == 0 {
+            return None;
+        }
+        let len = self.left.min(PAGE_SIZE - (self.addr as usize & !PAGE_MASK));
+        // SAFETY: `Virt::new` has seen that every page of the memory is RAM.
+        let phys = unsafe { bindings::physdma_virt_to_phys(self.addr.cast()) };
 
-        let (_, rest) = self.rest.split_at(len);
-        self.rest = rest;
-        // `Virt::new` has seen that this works for every page.
-        PhysBvec::new(virt_to_phys(addr)?, len as u32)
+        self.addr = self.addr.wrapping_add(len);
+        self.left -= len;
+        // CAST: `len` is at most `PAGE_SIZE`.
+        PhysBvec::new(phys, len as u32)
     }
 }
 
-/// The physical address of the byte at `addr`, if it is RAM that the kernel has mapped.
-fn virt_to_phys(addr: *const u8) -> Option<PhysAddr> {
-    let mut phys = 0;
-    // SAFETY: The helper looks at the address, not at the memory, and may be given any.
-    unsafe { bindings::physdma_virt_to_phys(addr.cast(), &mut phys) }.then_some(phys)
-}
-
-impl<'v> Virt<'v> {
+impl Virt {
     /// The memory that `buf` occupies.
+    ///
+    /// May sleep; walking the source does not, and may be done in any context.
     ///
     /// # Errors
     ///
     /// - `EINVAL`: the buffer is empty.
-    /// - `EFAULT`: a part of it is not RAM, such as an I/O mapping.
+    /// - `EFAULT`: a part of it is not RAM, such as an I/O mapping, or is on the stack, which is not
+    ///   for DMA.
     ///
     /// # Safety
     ///
-    /// The memory stays allocated until what is mapped from this source has been unmapped, and the
-    /// CPU does not touch it meanwhile where the device writes.
-    pub unsafe fn new(buf: &'v [u8]) -> Result<Self> {
-        if buf.is_empty() {
+    /// - The memory stays allocated until what is mapped from this source has been unmapped.
+    /// - Where the device writes, the memory may be written, and until it is unmapped no reference
+    ///   to it is used.
+    pub unsafe fn new(buf: *const [u8]) -> Result<Self> {
+        let (addr, len) = (buf.cast::<u8>(), buf.len());
+        if len == 0 {
             return Err(EINVAL);
         }
-        let start = buf.as_ptr() as usize & PAGE_MASK;
-        let end = buf.as_ptr() as usize + buf.len();
+        let start = addr as usize & PAGE_MASK;
+        let end = (addr as usize).checked_add(len).ok_or(EFAULT)?;
         for page in (start..end).step_by(PAGE_SIZE) {
-            virt_to_phys(page as *const u8).ok_or(EFAULT)?;
+            // The first page's part that is the buffer's.
+            let at = page.max(addr as usize) as *const c_void;
+            // SAFETY: The helper looks at the address, not at the memory, and may be given any.
+            if !unsafe { bindings::physdma_virt_is_ram(at) } {
+                return Err(EFAULT);
+            }
         }
         Ok(Self {
-            pieces: Merge::new(VirtIter { rest: buf }),
-            bytes: buf.len(),
+            pieces: Merge::new(VirtIter { addr, left: len }),
+            bytes: len,
         })
     }
 }
 
-impl private::Sealed for Virt<'_> {}
+impl private::Sealed for Virt {}
 
-impl Source for Virt<'_> {
+impl Source for Virt {
     const MISS: Miss = Miss::Ram;
 
     fn bytes(&self) -> usize {

@@ -208,7 +208,7 @@ fn one_piece() -> Result<KVec<u8>> {
 }
 
 /// The memory of `buf`, which outlives all mappings of the test.
-fn virt(buf: &[u8]) -> Result<Virt<'_>> {
+fn virt(buf: &[u8]) -> Result<Virt> {
     // SAFETY: Buffers are declared before mappings, so they are freed after them; nobody looks
     // into them.
     unsafe { Virt::new(buf) }

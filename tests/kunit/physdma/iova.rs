@@ -191,6 +191,20 @@ mod tests {
     }
 
     #[test]
+    fn not_where_the_range_starts() -> Result {
+        let recorder = Recorder::new();
+        let mut space = alloc(&recorder, 0x1200, 0x4000)?;
+        // SAFETY: As above.
+        unsafe {
+            assert_eq!(space.link(piece(0x1000, 0x1000)?), Err(EINVAL));
+            space.link(piece(0x5200, 0xe00)?)?;
+        }
+        assert_eq!(space.sync()?.len(), 0xe00);
+        assert!(recorder.clean());
+        Ok(())
+    }
+
+    #[test]
     fn off_the_granule() -> Result {
         let recorder = Recorder::new();
         let mut space = alloc(&recorder, 0x1200, 0x4000)?;

@@ -22,7 +22,10 @@ mod tests {
         },
     };
     use kernel::{
-        dma::DataDirection::FromDevice,
+        dma::DataDirection::{
+            FromDevice,
+            ToDevice, //
+        },
         page::PAGE_SIZE,
         physdma::{
             Client,
@@ -112,6 +115,30 @@ mod tests {
             1
         );
         assert!(recorder.clean());
+        Ok(())
+    }
+
+    #[test]
+    fn the_direction_is_kept() -> Result {
+        for iova in [true, false] {
+            let recorder = Recorder::new();
+            recorder.has_iova.set(iova);
+            let client = Client::with_backend(&recorder, LIMITS)?;
+            let pages = scattered(2)?;
+            for (count, dir) in [
+                (1, ToDevice),
+                (2, ToDevice),
+                (1, FromDevice),
+                (2, FromDevice),
+            ] {
+                let mut slot = Mapping::default();
+                let mut segments =
+                    client.map(&mut slot, source(&pages, 0, count * PAGE_SIZE)?, dir)?;
+                while segments.next()?.is_some() {}
+                drop(slot);
+                assert!(recorder.clean());
+            }
+        }
         Ok(())
     }
 
@@ -213,7 +240,7 @@ mod tests {
         let mut slot = Mapping::default();
 
         // SAFETY: `buf` is declared before `slot`, and nobody looks into it.
-        let source = unsafe { kernel::physdma::Virt::new(&buf) }?;
+        let source = unsafe { kernel::physdma::Virt::new(&buf[..]) }?;
         let (list, path) = map(&client, &mut slot, source)?;
         assert_eq!((list.len(), path), (1, Path::Single));
         assert_eq!(list[0].len as usize, 4 * PAGE_SIZE);

@@ -57,9 +57,11 @@ pub(crate) const BASE: DmaAddress = 0x1_0000_0000;
 pub(crate) struct Recorder {
     calls: RefCell<KVec<Call>>,
     /// What is mapped by itself at the moment.
-    mapped: RefCell<KVec<(DmaAddress, usize)>>,
+    mapped: RefCell<KVec<(DmaAddress, usize, DataDirection)>>,
     /// How much of the IOVA range is linked, if there is one.
     linked: Cell<Option<usize>>,
+    /// In which direction.
+    dir: Cell<Option<DataDirection>>,
     /// Something was undone that had not been done.
     broken: Cell<bool>,
     /// How many calls that can fail will work.
@@ -78,6 +80,7 @@ impl Recorder {
             calls: RefCell::new(KVec::new()),
             mapped: RefCell::new(KVec::new()),
             linked: Cell::new(None),
+            dir: Cell::new(None),
             broken: Cell::new(false),
             good: Cell::new(usize::MAX),
             granule: Cell::new(0xfff),
@@ -163,11 +166,13 @@ impl Backend for &Recorder {
         phys: PhysAddr,
         offset: usize,
         len: usize,
-        _dir: DataDirection,
+        dir: DataDirection,
     ) -> Result {
         self.note(Call::Link { phys, offset, len });
         self.fault()?;
-        if self.linked.get() != Some(offset) {
+        if self.linked.get() != Some(offset)
+            || self.dir.replace(Some(dir)).is_some_and(|prev| prev != dir)
+        {
             self.broken.set(true);
         }
         self.linked.set(Some(offset + len));
@@ -182,30 +187,25 @@ impl Backend for &Recorder {
         self.fault()
     }
 
-    unsafe fn destroy(self, _iova: &mut Iova, linked: usize, _dir: DataDirection) {
+    unsafe fn destroy(self, _iova: &mut Iova, linked: usize, dir: DataDirection) {
         self.note(Call::Destroy { linked });
-        if self.linked.take() != Some(linked) {
+        if self.linked.take() != Some(linked) || self.dir.take().is_some_and(|prev| prev != dir) {
             self.broken.set(true);
         }
     }
 
-    unsafe fn map_phys(
-        self,
-        phys: PhysAddr,
-        len: usize,
-        _dir: DataDirection,
-    ) -> Result<DmaAddress> {
+    unsafe fn map_phys(self, phys: PhysAddr, len: usize, dir: DataDirection) -> Result<DmaAddress> {
         self.note(Call::MapPhys { phys, len });
         self.fault()?;
         let dma = BASE + phys;
-        self.mapped.borrow_mut().push((dma, len), GFP_KERNEL)?;
+        self.mapped.borrow_mut().push((dma, len, dir), GFP_KERNEL)?;
         Ok(dma)
     }
 
-    unsafe fn unmap_phys(self, dma: DmaAddress, len: usize, _dir: DataDirection) {
+    unsafe fn unmap_phys(self, dma: DmaAddress, len: usize, dir: DataDirection) {
         self.note(Call::UnmapPhys { dma, len });
         let mut mapped = self.mapped.borrow_mut();
-        match mapped.iter().position(|&piece| piece == (dma, len)) {
+        match mapped.iter().position(|&piece| piece == (dma, len, dir)) {
             Some(i) => drop(mapped.remove(i)),
             None => self.broken.set(true),
         }
