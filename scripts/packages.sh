@@ -63,6 +63,8 @@ look() {
 	want fio 'disk traffic in the machines' has fio
 	want nvme-cli 'NVMe commands in the machines' has nvme
 	want pciutils 'PCI configuration in the machines' has setpci
+	want procps 'programs in the machines' has pgrep
+	want psmisc 'programs in the machines' has killall
 	want e2fsprogs 'file systems, and reading them on the host' has debugfs
 	if [ "${1:-}" = lint ]; then
 		want rust-web-clippy 'lints Rust' test -x "$(beside_rustc clippy-driver)"
