@@ -16,7 +16,7 @@ RESETS = int(os.environ.get("RESETS", "3"))
 TIMEOUTS = int(os.environ.get("TIMEOUTS", "2"))
 LIMIT = 200 + 4 * UNBINDS + 6 * RESETS + 20 * TIMEOUTS
 
-FIO = ("fio --filename={disk} --allow_file_create=0 --size=32M --direct=1 --ioengine=io_uring "
+FIO = ("fio --filename={disk} --allow_file_create=0 --size={size}M --direct=1 --ioengine=io_uring "
        "--iodepth=32 --eta=never ")
 LOAD = FIO + "--name=load --rw=randrw --bsrange=4k-128k --blockalign=4k --time_based --runtime=60"
 VERIFY = FIO + ("--name=check --rw=randwrite --bs=4k --verify=crc32c --verify_fatal=1 "
@@ -41,6 +41,7 @@ def run(t):
 
     def start(fio, **words):
         """Starts a program, and returns when it does I/O."""
+        words = {"size": 32, **words}
         t.vm.sh((START + BUSY).format(fio=fio.format(disk=disk, **words), name=name))
 
     driver = "/sys/bus/pci/drivers/rnvme"
@@ -66,8 +67,8 @@ def run(t):
     with t.case(f"time-outs, {TIMEOUTS} times"):
         for _ in range(TIMEOUTS):
             at = len(t.vm.log())
-            start(VERIFY, loops=3)
             slow(t, 1)
+            start(VERIFY, size=2, loops=1)
             t.vm.wait_for("aborting it", after=at, limit=20)
             t.vm.wait_for("the controller was reset", after=at, limit=20)
             slow(t, 0)
