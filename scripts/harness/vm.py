@@ -71,7 +71,7 @@ class Vm:
         agent, qmp = (Path(self._sockets.name) / name for name in ("agent", "qmp"))
         command = [
             # Ends the machine even if nobody else does.
-            "timeout", "--kill-after=5", str(int(self.limit) + 5),
+            "setpriv", "--pdeathsig", "TERM", "timeout", "--kill-after=5", str(int(self.limit) + 5),
             *boot_command(self.machine, self.kernel, self.files),
             "-serial", f"file:{self.console}",
             "-qmp", f"unix:{qmp},server=on,wait=off",
