@@ -26,6 +26,9 @@ if grep -q physdma.host_files /proc/cmdline; then
 	mount -t overlay -o lowerdir=/lower,upperdir=/upper/files,workdir=/upper/work overlay /host
 	for dir in proc sys dev; do mount --rbind /$dir /host/$dir; done
 	for dir in tmp run mnt; do mount -t tmpfs $dir /host/$dir; done
+	# What is hidden by these is still to be seen here.
+	mkdir /host/run/host
+	mount --bind /lower /host/run/host
 	mkdir -p /host/modules
 	mount --bind /modules /host/modules
 	enter='chroot /host /usr/bin/env'

@@ -33,6 +33,6 @@ def run(t):
              t.vm.kernel, outside], cwd=ROOT, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
         begin = len(t.vm.log())
-        t.vm.sh(f"insmod {outside}/physdma_edu.ko")
+        t.vm.sh(f"insmod /run/host{outside}/physdma_edu.ko")
         t.vm.wait_for(SAYS, limit=20, after=begin)
         t.vm.unload("physdma_edu")
