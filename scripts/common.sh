@@ -61,7 +61,7 @@ logged() {
 	wait $ticker 2> /dev/null || :
 	trap - EXIT
 	[ $rc -ne 0 ] || return 0
-	grep -nE -A 12 'error|Error|FAILED|\*\*\*|undefined' "$log" | tail -n 60 >&2 ||
+	grep -nE -A 12 '(error|Error)(\[E[0-9]+\])?:|Error [0-9]|\*\*\* ' "$log" | tail -n 60 >&2 ||
 		tail -n 30 "$log" >&2
 	die "$what failed (exit code $rc)" "the whole output is in ${log#"$ROOT/"}" \
 		"mend what it names and run the same command again"

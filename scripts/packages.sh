@@ -68,6 +68,7 @@ look() {
 	want e2fsprogs 'file systems, and reading them on the host' has debugfs
 	if [ "${1:-}" = lint ]; then
 		want rust-web-clippy 'lints Rust' test -x "$(beside_rustc clippy-driver)"
+		want git 'knows which files are of the project' has git
 		want shellcheck 'lints shell scripts' has shellcheck
 	fi
 }
@@ -101,7 +102,7 @@ install_packages() {
 		esac
 	done
 	local get=(env DEBIAN_FRONTEND=noninteractive apt-get -q -y -o Dpkg::Use-Pty=0 "${APT_VIEW[@]}")
-	as_root "${get[@]}" update
+	as_root "${get[@]}" update || say 'warning: not all lists could be read (see above)'
 	[ ${#rest[@]} -eq 0 ] ||
 		as_root "${get[@]}" install --no-install-recommends "${rest[@]}"
 	[ ${#backports[@]} -eq 0 ] ||

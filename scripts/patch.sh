@@ -40,13 +40,15 @@ new)
 	[ ! -e "$SERIES/$name" ] || die "patches/$name is there already"
 	take_out_to "$(before_hook)"
 	q "$SERIES" new "$name"
+	author=$(git -C "$ROOT" var GIT_AUTHOR_IDENT 2> /dev/null | sed 's/>.*/>/') ||
+		author='Your Name <you@example.org>'
 	cat > "$SERIES/$name" <<-END
-		From: $(git -C "$ROOT" config user.name || :) <$(git -C "$ROOT" config user.email || :)>
+		From: $author
 		Subject: [PATCH] area: what it does
 
 		Why it is needed.
 
-		Signed-off-by: $(git -C "$ROOT" config user.name || :) <$(git -C "$ROOT" config user.email || :)>
+		Signed-off-by: $author
 		---
 	END
 	say "write its subject and reason at the top of patches/$name; then make patch-add FILE=..."

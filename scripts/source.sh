@@ -26,12 +26,13 @@ fetch() {
 		$mirror sid
 	END
 	say "asking the mirror for $PACKAGE"
-	apt-get "${APT_VIEW[@]}" update ||
-		die "the mirror's lists could not be read" 'check the network and run the same command again' \
-			'if a public key is missing: apt-get install debian-archive-keyring'
+	# One suite of the three is enough.
+	apt-get -q "${APT_VIEW[@]}" update || say 'warning: not all lists could be read (see above)'
 	version=$(apt-cache "${APT_VIEW[@]}" madison "$PACKAGE" | awk '{ print $3 }' | sort -V | tail -n 1)
-	[ -n "$version" ] || die "no suite offers $PACKAGE any more" \
-		'name a tree of Linux 7.3: make ... KDIR=/path/to/linux'
+	[ -n "$version" ] || die "no suite of the mirror offers $PACKAGE" \
+		'if its lists could not be read (above): check the network and run the same command again,' \
+		'and if a public key is missing: apt-get install debian-archive-keyring' \
+		'or name a tree of Linux 7.3: make ... KDIR=/path/to/linux'
 	line=$(apt-get "${APT_VIEW[@]}" --print-uris download "$PACKAGE=$version" | grep "^'")
 	read -r uri file _ sum <<< "$line"
 	uri=${uri//\'/}

@@ -10,6 +10,7 @@ import argparse
 import os
 import subprocess
 import sys
+import traceback
 from concurrent.futures import ThreadPoolExecutor
 
 from . import BUILD, REPORTS, ROOT, host, kunit, scenario
@@ -28,17 +29,20 @@ def test(kernel_name: str) -> int:
     jobs = []
     suites = [name for name in kunit.suites(kernel) if results.wanted(f"kunit/{name}")]
     if suites:
-        jobs.append(lambda: kunit.run_suites(results, kernel, suites))
+        jobs.append(("kunit", lambda: kunit.run_suites(results, kernel, suites)))
     elif not kunit.suites(kernel):
         results.add("kunit", "suites", "failed", 0, "no *_kunit.ko was built")
     if results.wanted("doctest/kernel"):
-        jobs.append(lambda: kunit.run_doctests(results, kernel))
+        jobs.append(("doctest", lambda: kunit.run_doctests(results, kernel)))
     if results.wanted("host"):
-        jobs.append(lambda: host.run(results))
+        jobs.append(("host", lambda: host.run(results)))
     jobs += scenario.runs(results, kernel)
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        for job in [pool.submit(job) for job in jobs]:
-            job.result()
+        for suite, job in [(suite, pool.submit(job)) for suite, job in jobs]:
+            try:
+                job.result()
+            except Exception:  # a mistake in the runner must not pass for success
+                results.add(suite, "runner", "failed", 0, traceback.format_exc())
     return results.finish()
 
 

@@ -142,14 +142,18 @@ def load(path: Path) -> ModuleType:
 
 
 def runs(results: Results, kernel: Path = BUILD / "kernel"):
-    """A function for each scenario, mode and driver that is wanted."""
+    """(suite, function) for each scenario, mode and driver that is wanted."""
     for path in sorted((ROOT / "tests/qemu").glob("*.py")):
-        scenario = load(path)
+        try:
+            scenario = load(path)
+        except Exception:  # whatever a file may raise
+            results.add(f"qemu/{path.stem}", "scenario", "failed", 0, traceback.format_exc())
+            continue
         named = os.environ.get("DRIVER")
         drivers = [named] if named else getattr(scenario, "DRIVERS", ["rnvme"])
         for mode in getattr(scenario, "MODES", IOMMU_MODES):
             for driver in drivers:
                 suite = f"qemu/{path.stem}/{mode}" + (f"/{driver}" if driver != "rnvme" else "")
                 if results.wanted(suite):
-                    yield lambda s=scenario, m=mode, d=driver, u=suite: \
+                    yield suite, lambda s=scenario, m=mode, d=driver, u=suite: \
                         Run(s, m, d, results, kernel, u).whole(s)

@@ -59,6 +59,7 @@ class Vm:
         self.console = self.files / "console.log"
         self.trace = self.files / "trace.log"
         self.expected: list[str] = []   # patterns of reports that are meant to be there
+        self._hung = False
         self._process = None
         self._agent = None
         self._sockets = None
@@ -125,13 +126,16 @@ class Vm:
     def sh(self, command: str, limit: float = 120, check: bool = True) -> str:
         """Runs a shell command in the machine, returns its output. Raises
         CommandError when it fails, VmError when it or the machine hangs."""
-        end = min(self._end, time.monotonic() + limit * self._patience)
+        start = time.monotonic()
+        end = min(self._end, start + limit * self._patience)
         self._agent.send(base64.b64encode(command.encode()) + b"\n")
         try:
             code, size = self._agent.line(end).split()
             output = self._agent.bytes(int(size), end).decode(errors="replace")
         except TimeoutError:
-            raise VmError(f"no end after {limit * self._patience:.0f} s: {command}") from None
+            self._hung = True
+            self._show_blocked()
+            raise VmError(f"no end after {time.monotonic() - start:.0f} s: {command}") from None
         if check and code != "0":
             raise CommandError(f"exit code {code}: {command}\n{output}".rstrip())
         return output
@@ -203,8 +207,17 @@ class Vm:
                 file.unlink()
 
     def alive(self) -> bool:
-        """Whether the machine runs."""
-        return self._process.poll() is None
+        """Whether the machine runs and answers."""
+        return self._process.poll() is None and not self._hung
+
+    def _show_blocked(self) -> None:
+        """Has the kernel list its blocked tasks on the console."""
+        self._end += 5
+        try:
+            self.monitor("sendkey alt-sysrq-w")
+            time.sleep(1)
+        except (VmError, TimeoutError):
+            pass
 
     def leaks(self) -> list[str]:
         """What kmemleak found, in a kernel that has it."""
