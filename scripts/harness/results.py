@@ -16,6 +16,7 @@ class Results:
         self._report = report
         self._only = only.split()
         self._rows: list[dict] = []
+        self._reasons: dict[tuple[str, str], str] = {}
         self._lock = threading.Lock()
 
     def wanted(self, unit: str) -> bool:
@@ -32,6 +33,8 @@ class Results:
             self._rows.append({"suite": suite, "case": case, "result": result,
                                "seconds": round(seconds, 3)})
             print(f"{result:7} {suite}: {case} ({seconds:.1f} s)", flush=True)
+            if detail and result == "failed":
+                self._reasons[suite, case] = detail.splitlines()[-1]
             if detail and result != "passed":
                 print("".join(f"        {line}\n" for line in detail.splitlines()[-30:]), end="",
                       flush=True)
@@ -45,7 +48,8 @@ class Results:
                  for result in ("passed", "failed", "skipped")}
         for row in rows:
             if row["result"] == "failed":
-                print(f"FAILED  {row['suite']}: {row['case']}")
+                reason = self._reasons.get((row["suite"], row["case"]), "")
+                print(f"FAILED  {row['suite']}: {row['case']}" + (f": {reason}" if reason else ""))
         print(f"{count['passed']} passed, {count['failed']} failed, {count['skipped']} skipped",
               flush=True)
         return 1 if count["failed"] or not count["passed"] else 0

@@ -26,6 +26,10 @@ from .initramfs import initramfs, modules
 from .topology import Machine
 
 
+# How often a machine is started before that counts as a failure.
+STARTS = 3
+
+
 class VmError(Exception):
     """The machine crashed, hung or did not start."""
 
@@ -67,15 +71,29 @@ class Vm:
     def __enter__(self):
         shutil.rmtree(self.files, ignore_errors=True)
         self.files.mkdir(parents=True)
-        self.console.touch()
+        for attempt in range(1, STARTS + 1):
+            try:
+                self._start()
+                return self
+            except VmError as error:
+                if attempt == STARTS or not self._emulator_failed():
+                    raise
+                print(f"note    {self.files.relative_to(REPORTS)}: started again, as the emulator "
+                      f"failed: {error}", flush=True)
+                self.console.rename(self.files / f"console-{attempt}.log")
+
+    def _start(self):
+        self.console.write_bytes(b"")
+        self._hung = False
+        self._agent = self._qmp = None
         self._sockets = tempfile.TemporaryDirectory(prefix="physdma-")
-        agent, qmp = (Path(self._sockets.name) / name for name in ("agent", "qmp"))
+        agent, self._qmp_path = (Path(self._sockets.name) / name for name in ("agent", "qmp"))
         command = [
             # Ends the machine even if nobody else does.
             "setpriv", "--pdeathsig", "TERM", "timeout", "--kill-after=5", str(int(self.limit) + 5),
             *boot_command(self.machine, self.kernel, self.files),
             "-serial", f"file:{self.console}",
-            "-qmp", f"unix:{qmp},server=on,wait=off",
+            "-qmp", f"unix:{self._qmp_path},server=on,wait=off",
             "-device", "virtio-serial-pci",
             "-chardev", f"socket,id=agent,path={agent},server=on,wait=off",
             "-device", "virtserialport,chardev=agent",
@@ -87,16 +105,23 @@ class Vm:
                                              stderr=subprocess.STDOUT)
         try:
             self._agent = Line(self._connect(agent), self)
-            self._qmp_path = qmp
-            self._qmp = None
             try:
                 self._agent.line(min(self._end, time.monotonic() + 60 * self._patience))
             except TimeoutError:
+                self._hung = True
+                self._show_processors()
                 raise VmError("the machine did not start in time") from None
         except BaseException:
             self._stop()
             raise
-        return self
+
+    def _emulator_failed(self) -> bool:
+        """Whether it was not the kernel that kept the machine from starting:
+        QEMU crashed, or a processor sleeps for good. QEMU does either once in
+        some hundred starts of several processors without hardware virtualisation."""
+        crashed = self._process.returncode in (-signal.SIGABRT, 128 + signal.SIGABRT)
+        stalls = re.compile(r"rcu: INFO: .*stall")
+        return crashed or self._hung and not klog.reports(self.log(), [stalls.pattern])
 
     def __exit__(self, *_):
         self._stop()
@@ -218,6 +243,17 @@ class Vm:
             time.sleep(1)
         except (VmError, TimeoutError):
             pass
+        self._show_processors()
+
+    def _show_processors(self) -> None:
+        """Has QEMU write down what its processors do, in processors.log."""
+        self._end = max(self._end, time.monotonic() + 5)
+        try:
+            shown = [self.monitor(command) for command in (
+                "info registers -a", *(f"info lapic {cpu}" for cpu in range(self.machine.cpus)))]
+        except (VmError, TimeoutError) as error:
+            shown = [f"QEMU does not answer: {error}"]
+        (self.files / "processors.log").write_text("\n".join(shown))
 
     def leaks(self) -> list[str]:
         """What kmemleak found, in a kernel that has it."""
