@@ -1,0 +1,203 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! How a client reaches a provider's memory: a [`Route`], or why there is none: [`Refused`].
+//!
+//! Policy stays in the kernel's `pci_p2pdma_*()`: what is asked there is asked afresh, never from
+//! its cache of verdicts, which is keyed by bus number and survives hot-plug. What the kernel does
+//! not look at is looked at here: whether the device can address the memory at all, and whether
+//! bounce buffers are forced upon it.
+//!
+//! C source: [`drivers/pci/p2pdma.c`](srctree/drivers/pci/p2pdma.c)
+
+use crate::{
+    bindings,
+    device::{
+        Bound,
+        Device, //
+    },
+    fmt,
+    io::PhysAddr,
+    pci,
+    prelude::*,
+    sync::aref::ARef, //
+};
+
+/// How a client reaches a run of a provider's memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Route {
+    /// Through the root complex: mapped like RAM, but as MMIO.
+    HostBridge,
+    /// By its address on the PCI bus, below one switch: `offset` more than the physical address,
+    /// modulo 2^64. No IOMMU takes part, and nothing has to be undone.
+    Bus {
+        /// Bus address less physical address, modulo 2^64.
+        offset: u64,
+    },
+    /// The provider is the client itself: by its address on the PCI bus, or as an offset within
+    /// its own `bar`.
+    Internal {
+        /// The number of the BAR.
+        bar: u8,
+        /// Bus address less physical address, modulo 2^64.
+        offset: u64,
+    },
+}
+
+/// Why a client cannot reach a provider.
+///
+/// Shown, it is a line that tells a person what could be done about it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refused {
+    /// The kernel allows no transfer between the two.
+    Topology(pci::p2pdma::Unsupported),
+    /// The client cannot address the memory.
+    Mask {
+        /// The last address of the memory, as the client would have to send it.
+        last: u64,
+        /// The last address that the client can send.
+        mask: u64,
+    },
+    /// All DMA of the client goes through bounce buffers, which exist for RAM only.
+    Bounce,
+    /// The provider's memory was revoked.
+    Revoked,
+}
+
+impl From<Refused> for Error {
+    /// `ENODEV` for memory that was revoked, `EINVAL` for all else, as the block layer has it.
+    fn from(refused: Refused) -> Self {
+        match refused {
+            Refused::Revoked => ENODEV,
+            Refused::Topology(_) | Refused::Mask { .. } | Refused::Bounce => EINVAL,
+        }
+    }
+}
+
+impl fmt::Display for Refused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Topology(why) => why.fmt(f),
+            Self::Mask { last, mask } => write!(
+                f,
+                "it cannot address {last:#x}: its DMA mask is {mask:#x}"
+            ),
+            Self::Bounce => f.write_str(
+                "all its DMA is bounced through RAM: boot without swiotlb=force, or with an IOMMU",
+            ),
+            Self::Revoked => f.write_str("the provider is gone"),
+        }
+    }
+}
+
+/// A range of a PCI device's memory.
+///
+/// # Invariants
+///
+/// `first <= last`; both lie within BAR `bar` of `dev`, as its resource was when this was made.
+pub struct BarRange {
+    pub(super) dev: ARef<pci::Device>,
+    pub(super) bar: u8,
+    /// Where in the BAR it starts, in bytes.
+    pub(super) start: u64,
+    pub(super) first: PhysAddr,
+    pub(super) last: PhysAddr,
+    /// Bus address less physical address, modulo 2^64.
+    pub(super) bus_offset: u64,
+}
+
+impl BarRange {
+    /// The device.
+    pub fn device(&self) -> &pci::Device {
+        &self.dev
+    }
+
+    /// The number of the BAR.
+    pub fn bar(&self) -> u8 {
+        self.bar
+    }
+
+    /// Where in the BAR the range starts, in bytes.
+    pub fn start(&self) -> u64 {
+        self.start
+    }
+
+    /// The physical address of the first byte.
+    pub fn first(&self) -> PhysAddr {
+        self.first
+    }
+
+    /// The physical address of the last byte.
+    pub fn last(&self) -> PhysAddr {
+        self.last
+    }
+}
+
+/// What is known of a client: how it reaches what.
+///
+/// [`Reach`] asks the kernel; a test can say what it likes.
+pub trait Topology: Send + Sync {
+    /// The client's device, for messages.
+    fn device(&self) -> Option<&Device>;
+
+    /// How the client reaches `memory`. May be called in atomic context.
+    fn route(&self, memory: &BarRange) -> Result<Route, Refused>;
+}
+
+/// How a real device reaches memory.
+pub struct Reach {
+    dev: ARef<Device>,
+}
+
+impl Reach {
+    /// What `dev` reaches.
+    pub fn new(dev: &Device<Bound>) -> Self {
+        Self { dev: dev.into() }
+    }
+}
+
+impl Topology for Reach {
+    fn device(&self) -> Option<&Device> {
+        Some(&self.dev)
+    }
+
+    fn route(&self, memory: &BarRange) -> Result<Route, Refused> {
+        let provider: &Device = memory.dev.as_ref();
+        let route = if core::ptr::eq(provider.as_raw(), self.dev.as_raw()) {
+            Route::Internal {
+                bar: memory.bar,
+                offset: memory.bus_offset,
+            }
+        } else {
+            match pci::p2pdma::verdict(&memory.dev, &self.dev).map_err(Refused::Topology)? {
+                pci::p2pdma::MapType::BusAddress => Route::Bus {
+                    offset: memory.bus_offset,
+                },
+                pci::p2pdma::MapType::HostBridge => Route::HostBridge,
+            }
+        };
+
+        // An IOMMU gives addresses that fit, and bounces RAM only where it must.
+        // SAFETY: `self.dev` is a valid device.
+        let translated = unsafe { bindings::use_dma_iommu(self.dev.as_raw()) };
+        let last = match route {
+            Route::HostBridge if translated => return Ok(route),
+            Route::HostBridge => {
+                // SAFETY: As above.
+                if unsafe { bindings::is_swiotlb_force_bounce(self.dev.as_raw()) } {
+                    return Err(Refused::Bounce);
+                }
+                // SAFETY: As above.
+                unsafe { bindings::phys_to_dma(self.dev.as_raw(), memory.last) }
+            }
+            Route::Bus { offset } => super::bvec::wide(memory.last).wrapping_add(offset),
+            // The device may well decode more address bits of its own than it sends.
+            Route::Internal { .. } => return Ok(route),
+        };
+        // SAFETY: As above.
+        let mask = unsafe { bindings::dma_get_mask(self.dev.as_raw()) };
+        if last > mask {
+            return Err(Refused::Mask { last, mask });
+        }
+        Ok(route)
+    }
+}
