@@ -1,8 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 
-#include <linux/dma-mapping.h>
+#include <linux/dma-direct.h>
+#include <linux/dma-map-ops.h>
+#include <linux/iommu-dma.h>
 #include <linux/mm.h>
 #include <linux/sched/task_stack.h>
+#include <linux/swiotlb.h>
 
 __rust_helper int rust_helper_dma_mapping_error(struct device *dev,
 						dma_addr_t dma_addr)
@@ -13,6 +16,32 @@ __rust_helper int rust_helper_dma_mapping_error(struct device *dev,
 __rust_helper phys_addr_t rust_helper_page_to_phys(struct page *page)
 {
 	return page_to_phys(page);
+}
+
+__rust_helper bool rust_helper_dev_is_dma_coherent(struct device *dev)
+{
+	return dev_is_dma_coherent(dev);
+}
+
+__rust_helper bool rust_helper_use_dma_iommu(struct device *dev)
+{
+	return use_dma_iommu(dev);
+}
+
+__rust_helper bool rust_helper_is_swiotlb_force_bounce(struct device *dev)
+{
+	return is_swiotlb_force_bounce(dev);
+}
+
+__rust_helper u64 rust_helper_dma_get_mask(struct device *dev)
+{
+	return dma_get_mask(dev);
+}
+
+__rust_helper dma_addr_t rust_helper_phys_to_dma(struct device *dev,
+						 phys_addr_t phys)
+{
+	return phys_to_dma(dev, phys);
 }
 
 /* Whether DMA can be done to @addr. May sleep: it looks at the resource tree. */

@@ -29,12 +29,18 @@ mod backend;
 mod bvec;
 mod iova;
 mod map;
+mod plan;
+mod pool;
+mod provider;
+mod registry;
+mod route;
 mod source;
 
 pub use self::backend::{
     Backend,
     Dma,
-    Iova, //
+    Iova,
+    Memory, //
 };
 pub use self::bvec::{
     Cursor,
@@ -51,15 +57,36 @@ pub use self::iova::{
 pub use self::map::{
     Client,
     Mapping,
+    Origin,
     Path,
     Segment,
     Segments, //
+};
+pub use self::provider::{
+    Allocation,
+    Hold,
+    Holder,
+    Live,
+    Provider, //
+};
+pub use self::registry::{
+    provider_of,
+    Registration, //
+};
+pub use self::route::{
+    BarRange,
+    Reach,
+    Refused,
+    Route,
+    Topology, //
 };
 #[cfg(CONFIG_BLOCK)]
 pub use self::source::ReqBvecs;
 pub use self::source::{
     Miss,
+    Mixed,
     Pages,
+    Part,
     Raw,
     Source,
     Virt, //

@@ -7,6 +7,10 @@
 //!
 //! C header: [`include/linux/dma-mapping.h`](srctree/include/linux/dma-mapping.h)
 
+use super::route::{
+    Reach,
+    Topology, //
+};
 use crate::{
     bindings,
     device::{
@@ -18,7 +22,8 @@ use crate::{
         DmaAddress, //
     },
     io::PhysAddr,
-    prelude::*, //
+    prelude::*,
+    sync::Arc, //
 };
 
 /// A range of IOVA space: the C `struct dma_iova_state`.
@@ -40,6 +45,32 @@ impl Iova {
     #[inline]
     pub fn addr(&self) -> DmaAddress {
         self.0.addr
+    }
+
+    /// The length of the range in bytes: `dma_iova_size()`.
+    #[inline]
+    pub fn size(&self) -> usize {
+        // The highest bit says that bounce buffers are in use. CAST: It came from a `usize`.
+        (self.0.__size & !bindings::DMA_IOVA_USE_SWIOTLB) as usize
+    }
+}
+
+/// What kind of memory is mapped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Memory {
+    /// RAM: kept coherent, and bounced where the device cannot reach it.
+    Ram,
+    /// A provider's memory: neither. `DMA_ATTR_MMIO`.
+    Mmio,
+}
+
+impl Memory {
+    #[inline]
+    const fn attrs(self) -> c_ulong {
+        match self {
+            Self::Ram => 0,
+            Self::Mmio => bindings::DMA_ATTR_MMIO as c_ulong,
+        }
     }
 }
 
@@ -79,7 +110,7 @@ pub trait Backend: Copy {
     /// - `iova` was returned by `try_alloc` of this backend and has not been destroyed.
     /// - Everything in front of `offset` is linked, and nothing behind it.
     /// - Only the first piece starts off the IOMMU's granule, and only the last ends off it.
-    /// - The memory is RAM that stays allocated until `destroy`.
+    /// - The memory is of kind `memory`, and stays until `destroy`.
     unsafe fn link(
         self,
         iova: &mut Iova,
@@ -87,6 +118,7 @@ pub trait Backend: Copy {
         offset: usize,
         len: usize,
         dir: DataDirection,
+        memory: Memory,
     ) -> Result;
 
     /// Makes the first `len` bytes of the range visible to the device: `dma_iova_sync()`.
@@ -105,9 +137,11 @@ pub trait Backend: Copy {
     ///
     /// # Safety
     ///
-    /// `iova` was returned by `try_alloc` of this backend, has not been destroyed, and exactly its
-    /// first `linked` bytes are linked, with direction `dir`.
-    unsafe fn destroy(self, iova: &mut Iova, linked: usize, dir: DataDirection);
+    /// - `iova` was returned by `try_alloc` of this backend, has not been destroyed, and exactly its
+    ///   first `linked` bytes are linked, with direction `dir`.
+    /// - All of them are of kind `memory`; or some are, the others are [`Memory::Mmio`], and the
+    ///   device is coherent.
+    unsafe fn destroy(self, iova: &mut Iova, linked: usize, dir: DataDirection, memory: Memory);
 
     /// Maps one piece of memory by itself: `dma_map_phys()`.
     ///
@@ -117,21 +151,38 @@ pub trait Backend: Copy {
     ///
     /// # Safety
     ///
-    /// The memory is RAM that stays allocated until `unmap_phys`.
-    unsafe fn map_phys(self, phys: PhysAddr, len: usize, dir: DataDirection) -> Result<DmaAddress>;
+    /// The memory is of kind `memory`, and stays until `unmap_phys`.
+    unsafe fn map_phys(
+        self,
+        phys: PhysAddr,
+        len: usize,
+        dir: DataDirection,
+        memory: Memory,
+    ) -> Result<DmaAddress>;
 
     /// Undoes `map_phys`: `dma_unmap_phys()`.
     ///
     /// # Safety
     ///
-    /// `dma` was returned by `map_phys` of this backend for the same `len` and `dir`, and has not
-    /// been unmapped since.
-    unsafe fn unmap_phys(self, dma: DmaAddress, len: usize, dir: DataDirection);
+    /// `dma` was returned by `map_phys` of this backend for the same `len`, `dir` and `memory`, and
+    /// has not been unmapped since.
+    unsafe fn unmap_phys(self, dma: DmaAddress, len: usize, dir: DataDirection, memory: Memory);
 
     /// Whether what `map_phys` has mapped must be unmapped: `dma_need_unmap()`.
     ///
     /// The answer for a mapping is known after it was made only: the first bounced one changes it.
     fn need_unmap(self) -> bool;
+
+    /// Whether the device sees what the CPU wrote, and the CPU what the device wrote, without
+    /// anybody's help: `dev_is_dma_coherent()`.
+    fn coherent(self) -> bool;
+
+    /// How the device reaches the memory of others. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`.
+    fn topology(self) -> Result<Arc<dyn Topology>>;
 }
 
 /// The kernel's DMA API, for one device.
@@ -183,6 +234,7 @@ impl Backend for Dma<'_> {
         offset: usize,
         len: usize,
         dir: DataDirection,
+        memory: Memory,
     ) -> Result {
         // SAFETY: By the safety requirements the range was allocated for this bound device, and
         // pieces are linked one behind the other.
@@ -194,7 +246,7 @@ impl Backend for Dma<'_> {
                 offset,
                 len,
                 dir.into(),
-                0,
+                memory.attrs(),
             )
         })
     }
@@ -209,30 +261,58 @@ impl Backend for Dma<'_> {
     }
 
     #[inline]
-    unsafe fn destroy(self, iova: &mut Iova, linked: usize, dir: DataDirection) {
+    unsafe fn destroy(self, iova: &mut Iova, linked: usize, dir: DataDirection, memory: Memory) {
         // SAFETY: By the safety requirements the range was allocated for this bound device, and
         // `linked` bytes of it are linked in direction `dir`.
-        unsafe { bindings::dma_iova_destroy(self.0.as_raw(), &mut iova.0, linked, dir.into(), 0) }
+        unsafe {
+            bindings::dma_iova_destroy(
+                self.0.as_raw(),
+                &mut iova.0,
+                linked,
+                dir.into(),
+                memory.attrs(),
+            )
+        }
     }
 
     #[inline]
-    unsafe fn map_phys(self, phys: PhysAddr, len: usize, dir: DataDirection) -> Result<DmaAddress> {
-        // SAFETY: The device is bound; the memory is RAM by the safety requirements.
-        let dma = unsafe { bindings::dma_map_phys(self.0.as_raw(), phys, len, dir.into(), 0) };
+    unsafe fn map_phys(
+        self,
+        phys: PhysAddr,
+        len: usize,
+        dir: DataDirection,
+        memory: Memory,
+    ) -> Result<DmaAddress> {
+        // SAFETY: The device is bound; the memory is of this kind by the safety requirements.
+        let dma = unsafe {
+            bindings::dma_map_phys(self.0.as_raw(), phys, len, dir.into(), memory.attrs())
+        };
         // SAFETY: `dma` comes from `dma_map_phys()` for this device.
         crate::error::to_result(unsafe { bindings::dma_mapping_error(self.0.as_raw(), dma) })?;
         Ok(dma)
     }
 
     #[inline]
-    unsafe fn unmap_phys(self, dma: DmaAddress, len: usize, dir: DataDirection) {
+    unsafe fn unmap_phys(self, dma: DmaAddress, len: usize, dir: DataDirection, memory: Memory) {
         // SAFETY: By the safety requirements this undoes one `map_phys` of the same device.
-        unsafe { bindings::dma_unmap_phys(self.0.as_raw(), dma, len, dir.into(), 0) }
+        unsafe {
+            bindings::dma_unmap_phys(self.0.as_raw(), dma, len, dir.into(), memory.attrs())
+        }
     }
 
     #[inline]
     fn need_unmap(self) -> bool {
         // SAFETY: The type invariant of `Device` guarantees a valid pointer.
         unsafe { bindings::dma_need_unmap(self.0.as_raw()) }
+    }
+
+    #[inline]
+    fn coherent(self) -> bool {
+        // SAFETY: The type invariant of `Device` guarantees a valid pointer.
+        unsafe { bindings::dev_is_dma_coherent(self.0.as_raw()) }
+    }
+
+    fn topology(self) -> Result<Arc<dyn Topology>> {
+        Ok(Arc::new(Reach::new(self.0), GFP_KERNEL)?)
     }
 }

@@ -21,7 +21,8 @@
 use super::{
     backend::{
         Backend,
-        Iova, //
+        Iova,
+        Memory, //
     },
     PhysBvec, //
 };
@@ -61,8 +62,10 @@ impl State for Synced {}
 ///
 /// # Invariants
 ///
-/// - `iova` was allocated by `backend` for `size` bytes and has not been destroyed.
-/// - Exactly its first `linked` bytes are linked, in direction `dir`, and `linked <= size`.
+/// - `iova` was allocated by `backend` and has not been destroyed.
+/// - Exactly its first `linked` bytes are linked, in direction `dir`, and that is at most its size.
+/// - All that is linked is of kind `memory`; or `memory` is RAM, some of it is a provider's memory,
+///   and the device is coherent.
 /// - In state [`Synced`], `linked > 0` and the linked bytes are visible to the device.
 ///
 /// # Examples
@@ -71,7 +74,7 @@ impl State for Synced {}
 /// use kernel::{
 ///     device::{Bound, Device},
 ///     dma::DataDirection,
-///     physdma::{Dma, IovaSpace, PhysBvec},
+///     physdma::{Dma, IovaSpace, Memory, PhysBvec},
 /// };
 ///
 /// /// Makes two pages one DMA range, if the device is behind an IOMMU.
@@ -91,7 +94,7 @@ impl State for Synced {}
 ///     };
 ///     for page in pages {
 ///         // SAFETY: By the safety requirements of this function.
-///         unsafe { space.link(page) }?;
+///         unsafe { space.link(page, Memory::Ram) }?;
 ///     }
 ///     space.sync().map(Some)
 /// }
@@ -100,10 +103,10 @@ pub struct IovaSpace<B: Backend, S: State> {
     backend: B,
     iova: Iova,
     linked: usize,
-    size: usize,
     /// The IOMMU's smallest page less one.
     granule: u32,
     dir: DataDirection,
+    memory: Memory,
     _state: PhantomData<S>,
 }
 
@@ -130,9 +133,10 @@ impl<B: Backend> IovaSpace<B, Linking> {
             backend,
             iova,
             linked: 0,
-            size,
             granule,
             dir,
+            // Until something else is linked.
+            memory: Memory::Mmio,
             _state: PhantomData,
         })
     }
@@ -143,6 +147,7 @@ impl<B: Backend> IovaSpace<B, Linking> {
     ///
     /// # Errors
     ///
+    /// - `EOPNOTSUPP`: RAM and a provider's memory are mixed, and the device is not coherent.
     /// - `EINVAL`: the piece is longer than what is left of the range; or it is the first and does
     ///   not start where in its granule [`Self::try_alloc`] was told; or it is not the first and
     ///   does not start on the IOMMU's granule, or what is linked already does not end on it.
@@ -152,14 +157,18 @@ impl<B: Backend> IovaSpace<B, Linking> {
     ///
     /// # Safety
     ///
-    /// The memory is RAM, and stays allocated until this range, in whichever state, has been
-    /// dropped.
+    /// The memory is of kind `memory`, and stays until this range, in whichever state, has been
+    /// dropped: RAM stays allocated, a provider's memory is not revoked.
     #[inline]
-    pub unsafe fn link(&mut self, piece: PhysBvec) -> Result {
+    pub unsafe fn link(&mut self, piece: PhysBvec, memory: Memory) -> Result {
         let len = piece.len() as usize;
 
-        if len > self.size - self.linked {
+        if len > self.iova.size() - self.linked {
             return Err(EINVAL);
+        }
+        // The two are undone differently where caches have to be looked after.
+        if self.linked > 0 && memory != self.memory && !self.backend.coherent() {
+            return Err(EOPNOTSUPP);
         }
         if self.linked > 0 {
             // The range starts where the first piece does in its granule, so its end tells where
@@ -179,13 +188,23 @@ impl<B: Backend> IovaSpace<B, Linking> {
         }
 
         // SAFETY: By the type invariants the range is allocated and linked up to `self.linked`;
-        // the granule has just been checked; the memory is RAM by our own safety requirements.
+        // the granule has just been checked; what the memory is, our own safety requirements say.
         unsafe {
-            self.backend
-                .link(&mut self.iova, piece.phys(), self.linked, len, self.dir)
+            self.backend.link(
+                &mut self.iova,
+                piece.phys(),
+                self.linked,
+                len,
+                self.dir,
+                memory,
+            )
         }?;
-        // INVARIANT: `len` more bytes are linked, and there was room for them.
+        // INVARIANT: `len` more bytes are linked, and there was room for them. If they are another
+        // kind than those before, the device is coherent.
         self.linked += len;
+        if memory == Memory::Ram {
+            self.memory = memory;
+        }
         Ok(())
     }
 
@@ -214,9 +233,9 @@ impl<B: Backend> IovaSpace<B, Linking> {
             backend: this.backend,
             iova: this.iova,
             linked: this.linked,
-            size: this.size,
             granule: this.granule,
             dir: this.dir,
+            memory: this.memory,
             _state: PhantomData,
         })
     }
@@ -241,7 +260,11 @@ impl<B: Backend, S: State> Drop for IovaSpace<B, S> {
     /// Takes the memory away from the device and frees the range, with one invalidation.
     #[inline]
     fn drop(&mut self) {
-        // SAFETY: By the type invariants exactly `self.linked` bytes are linked in `self.dir`.
-        unsafe { self.backend.destroy(&mut self.iova, self.linked, self.dir) }
+        // SAFETY: By the type invariants exactly `self.linked` bytes are linked in `self.dir`, and
+        // are what `self.memory` says.
+        unsafe {
+            self.backend
+                .destroy(&mut self.iova, self.linked, self.dir, self.memory)
+        }
     }
 }

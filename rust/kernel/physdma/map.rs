@@ -4,6 +4,8 @@
 //!
 //! The way of a request:
 //!
+//! - it is looked up whose memory it is, if that is not known, and how the device reaches it;
+//! - what has a bus address to the device is addressed by it, and not mapped at all;
 //! - memory that is one piece is mapped by itself (`dma_map_phys()`), which is cheapest everywhere;
 //! - several pieces become one range of IOVA space where the device is behind an IOMMU and the
 //!   pieces fit its granule ([`IovaSpace`]);
@@ -17,14 +19,38 @@
 use super::{
     backend::{
         Backend,
-        Dma, //
+        Dma,
+        Memory, //
     },
-    IovaSpace,
+    bvec::wide,
+    iova::{
+        IovaSpace,
+        Linking,
+        Synced, //
+    },
+    plan::{
+        Kind,
+        Plan, //
+    },
+    provider::{
+        Attachment,
+        Live,
+        LiveRaw,
+        Provider, //
+    },
+    registry::{
+        self,
+        Member, //
+    },
+    route::{
+        BarRange,
+        Refused,
+        Route, //
+    },
     Limits,
     Miss,
     PhysBvec,
-    Source,
-    Synced, //
+    Source, //
 };
 use crate::{
     bindings,
@@ -41,7 +67,11 @@ use crate::{
         Mempool,
         MempoolVec, //
     },
-    prelude::*, //
+    prelude::*,
+    sync::{
+        rcu,
+        ArcBorrow, //
+    }, //
 };
 use core::marker::PhantomData;
 
@@ -84,18 +114,13 @@ use core::marker::PhantomData;
 pub struct Client<'a, B: Backend = Dma<'a>> {
     backend: B,
     limits: Limits,
-    /// These two do not change while a driver is bound.
+    /// These do not change while a driver is bound.
     merge_boundary: u64,
     max_bytes: usize,
-    spill: Mempool<Piece>,
+    coherent: bool,
+    spill: Mempool<Note>,
+    member: Member,
     _dev: PhantomData<&'a Device<Bound>>,
-}
-
-/// A piece that was mapped by itself.
-#[derive(Clone, Copy)]
-struct Piece {
-    dma: DmaAddress,
-    len: u32,
 }
 
 impl<'a> Client<'a> {
@@ -171,7 +196,10 @@ impl<'a, B: Backend> Client<'a, B> {
             max_bytes,
             // A request uses one buffer at most. With one in reserve there is always a request
             // that can go on, and its buffer comes back when it completes.
-            spill: Mempool::new(1, limits.max_segments.into())?,
+            // A segment leaves two notes at most: itself, and whose memory it is.
+            spill: Mempool::new(1, 2 * u32::from(limits.max_segments))?,
+            coherent: backend.coherent(),
+            member: Member::new(backend.topology()?)?,
             _dev: PhantomData,
         })
     }
@@ -182,19 +210,37 @@ impl<'a, B: Backend> Client<'a, B> {
         self.max_bytes
     }
 
+    /// How the device reaches `provider`.
+    ///
+    /// The route was found out when the later of the two appeared. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// Why there is none.
+    pub fn route(&self, provider: &Provider) -> Result<Route, Refused> {
+        match provider.0.attachment_of(Some(self.member.id())) {
+            Some(attachment) if !provider.is_revoked() => attachment.route.map(|(route, _)| route),
+            _ => Err(Refused::Revoked),
+        }
+    }
+
     /// Maps the memory that `source` describes, and returns the segments to tell the device.
     ///
     /// `slot` keeps what will have to be undone. If something is mapped there still, it is
     /// unmapped first.
     ///
     /// May be called in atomic context. Nothing is allocated unless the memory is more than one
-    /// piece, cannot become one range, and must be unmapped piece by piece.
+    /// piece, cannot become one range, and must be unmapped piece by piece; or belongs to more than
+    /// one provider.
     ///
     /// # Errors
     ///
-    /// - `EINVAL`: the source is empty, or longer than [`Client::max_bytes`].
+    /// - `EINVAL`: the source is empty, or longer than [`Client::max_bytes`]; or the device has no
+    ///   route to a provider, for the reason that [`Client::route`] gives and the log has.
     /// - `EFAULT`: nobody knows what kind of memory it is: a [`Raw`](super::Raw) list, and no
     ///   provider owns the address.
+    /// - `ENODEV`: the provider's memory is being revoked.
+    /// - `EPERM`: a provider's memory would have to be bounced.
     /// - `ENOMEM`: no IOVA space, page table or bounce buffer could be had. The request can be
     ///   tried again when others have completed.
     ///
@@ -208,15 +254,10 @@ impl<'a, B: Backend> Client<'a, B> {
     ) -> Result<Segments<'m, 'c, S, B>> {
         slot.unmap();
 
-        if S::MISS == Miss::Refuse {
-            return Err(EFAULT);
-        }
         let bytes = source.bytes();
         if bytes > self.max_bytes {
             return Err(EINVAL);
         }
-        let only = source.only();
-
         let mut segments = Segments {
             slot,
             client: self,
@@ -227,20 +268,12 @@ impl<'a, B: Backend> Client<'a, B> {
             count: 0,
             dir,
             path: Path::Direct,
+            run: Run::Ram,
+            range: 0,
         };
-        if let Some(piece) = only {
-            segments.map_single(piece)?;
-            return Ok(segments);
-        }
-
-        let first = segments.source.next().ok_or(EINVAL)?;
-        if first.len() as usize == bytes {
-            segments.map_single(first)?;
-        } else if self.merge_boundary == 0
-            || segments.source.gaps() & self.merge_boundary != 0
-            || !segments.link(first, bytes)?
-        {
-            segments.ahead = Some(first);
+        let known = S::MISS == Miss::Ram && !registry::any();
+        if known || !segments.map_any()? {
+            segments.map_alike(bytes)?;
         }
         Ok(segments)
     }
@@ -250,26 +283,48 @@ impl<'a, B: Backend> Client<'a, B> {
 ///
 /// Lives where the request's private data live; starts out, and is again after
 /// [`unmap()`](Self::unmap), empty.
-pub struct Mapping<'c, B: Backend = Dma<'c>>(State<'c, B>);
+pub struct Mapping<'c, B: Backend = Dma<'c>> {
+    state: State<B>,
+    notes: Notes<'c>,
+}
 
-enum State<'c, B: Backend> {
+enum State<B: Backend> {
     /// Nothing to undo.
     Idle,
+    /// The device has bus addresses: nothing to undo but what `notes` keep.
+    Noted,
     /// One piece, mapped by itself.
     Single {
         backend: B,
         dma: DmaAddress,
         len: u32,
         dir: DataDirection,
+        memory: Memory,
     },
-    /// All pieces in one range of IOVA space.
+    /// All that the DMA API maps in one range of IOVA space.
     Iova(IovaSpace<B, Synced>),
-    /// Several pieces, each mapped by itself, that must be unmapped.
-    Spilled {
-        backend: B,
-        pieces: MempoolVec<'c, Piece>,
-        dir: DataDirection,
+    /// Several pieces, each mapped by itself; `notes` has those that must be unmapped.
+    Spilled { backend: B, dir: DataDirection },
+}
+
+/// What must be remembered beside the state.
+enum Notes<'c> {
+    None,
+    /// Of one provider's memory, the commonest.
+    Live(Live),
+    List(MempoolVec<'c, Note>),
+}
+
+#[derive(Clone, Copy)]
+enum Note {
+    /// A piece that was mapped by itself.
+    Piece {
+        dma: DmaAddress,
+        len: u32,
+        memory: Memory,
     },
+    /// What keeps a provider's memory.
+    Live(LiveRaw),
 }
 
 // A request's private data are allocated for each tag of each queue.
@@ -277,25 +332,28 @@ const _: () = assert!(size_of::<Mapping<'static>>() <= 64);
 
 impl<B: Backend> Default for Mapping<'_, B> {
     fn default() -> Self {
-        Self(State::Idle)
+        Self {
+            state: State::Idle,
+            notes: Notes::None,
+        }
     }
 }
 
-impl<B: Backend> Mapping<'_, B> {
+impl<'c, B: Backend> Mapping<'c, B> {
     /// Takes the memory away from the device.
     ///
     /// The device must have stopped using it. After this the CPU sees what the device wrote. Does
     /// not sleep, and may be called in hard interrupt context.
     #[inline]
     pub fn unmap(&mut self) {
-        if !matches!(self.0, State::Idle) {
+        if !matches!(self.state, State::Idle) {
             self.undo();
         }
     }
 
     fn undo(&mut self) {
-        match &self.0 {
-            State::Idle => (),
+        match &self.state {
+            State::Idle | State::Noted => (),
             // Dropped below.
             State::Iova(_) => (),
             State::Single {
@@ -303,28 +361,94 @@ impl<B: Backend> Mapping<'_, B> {
                 dma,
                 len,
                 dir,
+                memory,
                 // SAFETY: This is what `Segments::map_single` mapped, and it is forgotten below.
-            } => unsafe { backend.unmap_phys(*dma, *len as usize, *dir) },
-            State::Spilled {
-                backend,
-                pieces,
-                dir,
-            } => {
-                for piece in pieces.iter() {
-                    // SAFETY: This is what `Segments::map_next` mapped, and it is forgotten below.
-                    unsafe { backend.unmap_phys(piece.dma, piece.len as usize, *dir) };
+            } => unsafe { backend.unmap_phys(*dma, *len as usize, *dir, *memory) },
+            State::Spilled { backend, dir } => {
+                for note in self.notes.list() {
+                    if let Note::Piece { dma, len, memory } = *note {
+                        // SAFETY: This is what `Segments::map_piece` mapped, and it is forgotten
+                        // below.
+                        unsafe { backend.unmap_phys(dma, len as usize, *dir, memory) };
+                    }
                 }
             }
         }
-        self.0 = State::Idle;
+        self.state = State::Idle;
+        // The memory is kept until no device has an address of it.
+        if !matches!(self.notes, Notes::None) {
+            self.forget();
+        }
+    }
+
+    /// Lets the providers' memory go.
+    fn forget(&mut self) {
+        for note in self.notes.list() {
+            if let Note::Live(live) = *note {
+                // SAFETY: It was made by `Live::into_raw`, and is forgotten below.
+                drop(unsafe { Live::from_raw(live) });
+            }
+        }
+        self.notes = Notes::None;
     }
 
     /// How many pieces had to be remembered one by one.
     #[inline]
     pub fn spilled(&self) -> usize {
-        match &self.0 {
-            State::Spilled { pieces, .. } => pieces.len(),
-            _ => 0,
+        let pieces = self.notes.list().iter();
+        pieces.filter(|n| matches!(n, Note::Piece { .. })).count()
+    }
+
+    /// Keeps the memory of one more provider until all is unmapped.
+    fn keep(&mut self, live: Live, spill: &'c Mempool<Note>) -> Result {
+        if let State::Idle = self.state {
+            self.state = State::Noted;
+        }
+        if let Notes::None = self.notes {
+            self.notes = Notes::Live(live);
+            return Ok(());
+        }
+        let live = live.into_raw();
+        self.note(Note::Live(live), spill).inspect_err(|_| {
+            // SAFETY: It was just made, and nobody has noted it.
+            drop(unsafe { Live::from_raw(live) });
+        })
+    }
+
+    fn note(&mut self, note: Note, spill: &'c Mempool<Note>) -> Result {
+        if !matches!(self.notes, Notes::List(_)) {
+            let list = Notes::List(spill.alloc(GFP_ATOMIC)?);
+            let before = core::mem::replace(&mut self.notes, list);
+            if let (Notes::Live(live), Notes::List(list)) = (before, &mut self.notes) {
+                // There is room for more than one note.
+                list.push(Note::Live(live.into_raw()))?;
+            }
+        }
+        match &mut self.notes {
+            // Each note is of one segment or more, so a full list means too many of them.
+            Notes::List(list) => list.push(note).map_err(|_| EINVAL),
+            _ => Err(EINVAL),
+        }
+    }
+
+    /// Whether the memory of `attachment`'s provider is kept already.
+    fn keeps(&self, attachment: &Attachment) -> bool {
+        match &self.notes {
+            Notes::None => false,
+            Notes::Live(live) => live.is_of(attachment),
+            Notes::List(list) => list.iter().any(|note| match note {
+                Note::Live(live) => live.is_of(attachment),
+                Note::Piece { .. } => false,
+            }),
+        }
+    }
+}
+
+impl Notes<'_> {
+    fn list(&self) -> &[Note] {
+        match self {
+            Self::List(list) => list,
+            _ => &[],
         }
     }
 }
@@ -344,6 +468,12 @@ pub enum Path {
     Iova,
     /// Several pieces, each mapped by itself.
     Direct,
+    /// All of it has bus addresses.
+    Bus,
+    /// All of it is the device's own memory.
+    Internal,
+    /// It is not all of one kind.
+    Mixed,
 }
 
 /// A piece of a request as the device is told of it.
@@ -353,6 +483,24 @@ pub struct Segment {
     pub dma: DmaAddress,
     /// Its length in bytes.
     pub len: u32,
+    /// What it is.
+    pub origin: Origin,
+}
+
+/// What a segment is to the device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// RAM, or a provider's memory behind the host bridge: the DMA API gave it an address.
+    Mapped,
+    /// A provider's memory below the same switch.
+    Bus,
+    /// The device's own memory.
+    Internal {
+        /// The number of the BAR.
+        bar: u8,
+        /// Where in the BAR, in bytes.
+        offset: u64,
+    },
 }
 
 /// The segments of a request that is being mapped.
@@ -370,6 +518,59 @@ pub struct Segments<'m, 'c, S: Source, B: Backend = Dma<'c>> {
     count: u16,
     dir: DataDirection,
     path: Path,
+    /// What there is at `dma`.
+    run: Run,
+    /// Where the range of IOVA space goes on, in a request that is not all of one kind.
+    range: DmaAddress,
+}
+/// What the pieces of one run have in common.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Run {
+    Ram,
+    HostBridge,
+    /// `offset`: bus address less physical address, modulo 2^64.
+    Bus {
+        offset: u64,
+    },
+    /// `base`: the bus address of the BAR's first byte.
+    Internal {
+        offset: u64,
+        bar: u8,
+        base: u64,
+    },
+}
+
+impl Run {
+    fn new(route: Route, memory: &BarRange) -> Self {
+        match route {
+            Route::HostBridge => Self::HostBridge,
+            Route::Bus { offset } => Self::Bus { offset },
+            Route::Internal { bar, offset } => Self::Internal {
+                offset,
+                bar,
+                base: wide(memory.first)
+                    .wrapping_add(offset)
+                    .wrapping_sub(memory.start),
+            },
+        }
+    }
+
+    fn kind(self) -> Kind {
+        match self {
+            Self::Ram => Kind::Ram,
+            Self::HostBridge => Kind::HostBridge,
+            Self::Bus { .. } => Kind::Bus,
+            Self::Internal { .. } => Kind::Internal,
+        }
+    }
+
+    #[inline]
+    fn memory(self) -> Memory {
+        match self {
+            Self::HostBridge => Memory::Mmio,
+            _ => Memory::Ram,
+        }
+    }
 }
 
 impl<S: Source, B: Backend> Segments<'_, '_, S, B> {
@@ -380,7 +581,7 @@ impl<S: Source, B: Backend> Segments<'_, '_, S, B> {
     /// # Errors
     ///
     /// - `EINVAL`: the request has more segments than the client can take.
-    /// - `ENOMEM`: as with [`Client::map`].
+    /// - `ENOMEM`, `EPERM`: as with [`Client::map`].
     ///
     /// Nothing is mapped any more then.
     #[inline]
@@ -395,7 +596,18 @@ impl<S: Source, B: Backend> Segments<'_, '_, S, B> {
 
         // CAST: At most `room`, which is a `u32`.
         let len = self.left.min(self.client.limits.room(self.dma) as usize) as u32;
-        let segment = Segment { dma: self.dma, len };
+        let segment = Segment {
+            dma: self.dma,
+            len,
+            origin: match self.run {
+                Run::Ram | Run::HostBridge => Origin::Mapped,
+                Run::Bus { .. } => Origin::Bus,
+                Run::Internal { bar, base, .. } => Origin::Internal {
+                    bar,
+                    offset: self.dma.wrapping_sub(base),
+                },
+            },
+        };
 
         self.count += 1;
         self.left -= len as usize;
@@ -416,22 +628,45 @@ impl<S: Source, B: Backend> Segments<'_, '_, S, B> {
         self.path
     }
 
+    /// Maps memory that is all of one kind, and has to be mapped.
+    #[inline]
+    fn map_alike(&mut self, bytes: usize) -> Result {
+        if let Some(piece) = self.source.only() {
+            return self.map_single(piece);
+        }
+        let first = self.source.next().ok_or(EINVAL)?;
+        if first.len() as usize == bytes {
+            return self.map_single(first);
+        }
+        let boundary = self.client.merge_boundary;
+        if boundary == 0
+            || self.source.gaps() & boundary != 0
+            || !self.link(first, bytes)?
+        {
+            self.ahead = Some(first);
+        }
+        Ok(())
+    }
+
     /// Maps the only piece there is.
     #[inline]
     fn map_single(&mut self, piece: PhysBvec) -> Result {
         let backend = self.client.backend;
         let len = piece.len();
+        let memory = self.run.memory();
 
-        // SAFETY: Who made the source has promised that it is RAM which stays allocated until
-        // `self.slot` is unmapped.
-        self.dma = unsafe { backend.map_phys(piece.phys(), len as usize, self.dir) }?;
+        // SAFETY: It is a provider's memory that `self.slot` keeps; or who made the source has
+        // promised that it is RAM which stays allocated until `self.slot` is unmapped.
+        self.dma = unsafe { backend.map_phys(piece.phys(), len as usize, self.dir, memory) }
+            .inspect_err(|_| self.slot.unmap())?;
         self.left = len as usize;
         self.path = Path::Single;
-        self.slot.0 = State::Single {
+        self.slot.state = State::Single {
             backend,
             dma: self.dma,
             len,
             dir: self.dir,
+            memory,
         };
         Ok(())
     }
@@ -441,67 +676,260 @@ impl<S: Source, B: Backend> Segments<'_, '_, S, B> {
     /// Returns `false`, with the source untouched, where there is no IOVA space.
     fn link(&mut self, first: PhysBvec, bytes: usize) -> Result<bool> {
         let backend = self.client.backend;
+        let memory = self.run.memory();
         let Some(mut space) = IovaSpace::try_alloc(backend, first.phys(), bytes, self.dir) else {
             return Ok(false);
         };
 
         let mut piece = Some(first);
         while let Some(next) = piece {
-            // SAFETY: Who made the source has promised that it is RAM which stays allocated until
-            // `self.slot` is unmapped.
-            unsafe { space.link(next) }?;
+            // SAFETY: As in `map_single`.
+            unsafe { space.link(next, memory) }.inspect_err(|_| self.slot.unmap())?;
             piece = self.source.next();
         }
 
-        let space = space.sync()?;
+        let space = space.sync().inspect_err(|_| self.slot.unmap())?;
         self.dma = space.addr();
         self.left = space.len();
         self.path = Path::Iova;
-        self.slot.0 = State::Iova(space);
+        self.slot.state = State::Iova(space);
         Ok(true)
     }
 
     /// Maps the next piece by itself. Returns `false` at the end of the source.
     #[inline]
     fn map_next(&mut self) -> Result<bool> {
-        // Elsewhere all was mapped at once.
-        if self.path != Path::Direct {
-            return Ok(false);
+        match self.path {
+            // All was mapped at once.
+            Path::Single | Path::Iova => Ok(false),
+            Path::Direct => match self.ahead.take().or_else(|| self.source.next()) {
+                Some(piece) => self.map_piece(piece).map(|()| true),
+                None => Ok(false),
+            },
+            Path::Bus | Path::Internal => Ok(match self.source.next() {
+                Some(piece) => {
+                    self.address(piece);
+                    true
+                }
+                None => false,
+            }),
+            Path::Mixed => self.map_next_mixed(),
         }
-        let Some(piece) = self.ahead.take().or_else(|| self.source.next()) else {
-            return Ok(false);
-        };
+    }
+
+    /// Maps `piece` by itself.
+    #[inline]
+    fn map_piece(&mut self, piece: PhysBvec) -> Result {
         let backend = self.client.backend;
         let len = piece.len();
+        let memory = self.run.memory();
 
-        // SAFETY: Who made the source has promised that it is RAM which stays allocated until
-        // `self.slot` is unmapped.
-        let dma = unsafe { backend.map_phys(piece.phys(), len as usize, self.dir) }
+        // SAFETY: As in `map_single`.
+        let dma = unsafe { backend.map_phys(piece.phys(), len as usize, self.dir, memory) }
             .map_err(|e| self.undo(e))?;
+        // A provider's memory is undone too where an IOMMU is in use, which RAM tells.
         if backend.need_unmap() {
-            if let Err(e) = self.remember(Piece { dma, len }) {
+            if let Err(e) = self.remember(dma, len, memory) {
                 // SAFETY: It was just mapped, and nobody has been told.
-                unsafe { backend.unmap_phys(dma, len as usize, self.dir) };
+                unsafe { backend.unmap_phys(dma, len as usize, self.dir, memory) };
                 return Err(self.undo(e));
             }
         }
         self.dma = dma;
         self.left = len as usize;
+        Ok(())
+    }
+
+    fn remember(&mut self, dma: DmaAddress, len: u32, memory: Memory) -> Result {
+        let client = self.client;
+        self.slot.note(Note::Piece { dma, len, memory }, &client.spill)?;
+        self.slot.state = State::Spilled {
+            backend: client.backend,
+            dir: self.dir,
+        };
+        Ok(())
+    }
+
+    /// Gives the device the bus address of `piece`.
+    #[inline]
+    fn address(&mut self, piece: PhysBvec) {
+        if let Run::Bus { offset } | Run::Internal { offset, .. } = self.run {
+            self.dma = wide(piece.phys()).wrapping_add(offset);
+            self.left = piece.len() as usize;
+        }
+    }
+
+    /// Finds out what the memory is, keeps what is a provider's, and decides how it is mapped.
+    ///
+    /// Returns `false` where all of it is mapped alike: that is [`Self::map_alike`]'s.
+    #[inline(never)]
+    fn map_any(&mut self) -> Result<bool> {
+        let mut plan = Plan::default();
+        let mut first = None;
+        let mut alike = true;
+
+        loop {
+            let guard = rcu::read_lock();
+            let next = match self.classify(&guard) {
+                Ok(Some(next)) => next,
+                Ok(None) => break,
+                Err(e) => return Err(self.undo(e)),
+            };
+            if let Some(attachment) = next.attachment {
+                if let Err(e) = self.keep(attachment, &guard) {
+                    return Err(self.undo(e));
+                }
+            }
+            plan.add(next.piece, next.run.kind());
+            alike &= *first.get_or_insert(next.run) == next.run;
+            if S::UNIFORM {
+                break;
+            }
+        }
+        let first = first.ok_or(EINVAL)?;
+        self.source.rewind();
+        self.ahead = None;
+
+        if alike {
+            self.run = first;
+            match first {
+                Run::Ram | Run::HostBridge => return Ok(false),
+                Run::Bus { .. } => self.path = Path::Bus,
+                Run::Internal { .. } => self.path = Path::Internal,
+            }
+            return Ok(true);
+        }
+
+        self.path = Path::Mixed;
+        if let Some(bytes) = plan.shared(self.client.merge_boundary, self.client.coherent) {
+            self.link_mixed(bytes).map_err(|e| self.undo(e))?;
+            self.source.rewind();
+            self.ahead = None;
+        }
         Ok(true)
     }
 
-    fn remember(&mut self, piece: Piece) -> Result {
-        if let State::Idle = self.slot.0 {
-            self.slot.0 = State::Spilled {
-                backend: self.client.backend,
-                pieces: self.client.spill.alloc(GFP_ATOMIC)?,
-                dir: self.dir,
-            };
+    /// Takes the next piece that is all of one kind.
+    #[inline]
+    fn classify<'g>(&mut self, guard: &'g rcu::Guard) -> Result<Option<Classified<'g>>> {
+        let Some(whole) = self.ahead.take().or_else(|| self.source.next()) else {
+            return Ok(None);
+        };
+        let (owner, len) = registry::find(whole, guard);
+        let (piece, rest) = whole.split(len);
+        self.ahead = rest;
+
+        let (run, attachment) = match owner {
+            None if self.source.miss() == Miss::Ram => (Run::Ram, None),
+            None => return Err(EFAULT),
+            Some(owner) => {
+                // SAFETY: We borrow the client, so it does not go.
+                let attachment = unsafe { owner.attachment(self.client.member.id(), guard) }
+                    // It came when the memory was being revoked already.
+                    .ok_or(ENODEV)?;
+                match attachment.route {
+                    Ok((route, _)) => (Run::new(route, &owner.range), Some(attachment)),
+                    Err(refused) => {
+                        attachment.complain(&owner.range);
+                        return Err(refused.into());
+                    }
+                }
+            }
+        };
+        Ok(Some(Classified {
+            whole,
+            piece,
+            run,
+            attachment,
+        }))
+    }
+
+    /// Keeps a provider's memory until all is unmapped.
+    #[inline]
+    fn keep(&mut self, attachment: ArcBorrow<'_, Attachment>, guard: &rcu::Guard) -> Result {
+        if self.slot.keeps(&attachment) {
+            return Ok(());
         }
-        match &mut self.slot.0 {
-            // Each piece is one segment or more, so a full vector means too many of them.
-            State::Spilled { pieces, .. } => pieces.push(piece).map_err(|_| EINVAL),
-            _ => Err(EINVAL),
+        let live = attachment.try_live(guard).ok_or(ENODEV)?;
+        let client = self.client;
+        self.slot.keep(live, &client.spill)
+    }
+
+    /// Makes all that has to be mapped one range of `bytes` bytes, if there is IOVA space.
+    fn link_mixed(&mut self, bytes: usize) -> Result {
+        let backend = self.client.backend;
+        let mut space: Option<IovaSpace<B, Linking>> = None;
+
+        loop {
+            let guard = rcu::read_lock();
+            let Some(next) = self.classify(&guard)? else {
+                break;
+            };
+            if !next.run.kind().is_mapped() {
+                continue;
+            }
+            let space = match &mut space {
+                Some(space) => space,
+                None => {
+                    let first = next.piece.phys();
+                    match IovaSpace::try_alloc(backend, first, bytes, self.dir) {
+                        Some(new) => space.insert(new),
+                        None => return Ok(()),
+                    }
+                }
+            };
+            // SAFETY: As in `map_single`.
+            unsafe { space.link(next.piece, next.run.memory()) }?;
+        }
+
+        if let Some(space) = space {
+            let space = space.sync()?;
+            self.range = space.addr();
+            self.slot.state = State::Iova(space);
+        }
+        Ok(())
+    }
+
+    /// Goes on to the next run of a request that is not all of one kind.
+    fn map_next_mixed(&mut self) -> Result<bool> {
+        let linked = matches!(self.slot.state, State::Iova(_));
+        let Some((piece, run)) = self.next_run()? else {
+            return Ok(false);
+        };
+        self.run = run;
+        if !run.kind().is_mapped() {
+            self.address(piece);
+            return Ok(true);
+        }
+        if !linked {
+            return self.map_piece(piece).map(|()| true);
+        }
+
+        self.dma = self.range;
+        self.left = piece.len() as usize;
+        // What follows in the range, up to the next piece that is elsewhere, is one segment.
+        loop {
+            let guard = rcu::read_lock();
+            match self.classify(&guard).map_err(|e| self.undo(e))? {
+                Some(next) if next.run.kind().is_mapped() => {
+                    self.left += next.piece.len() as usize;
+                }
+                Some(next) => {
+                    self.ahead = Some(next.whole);
+                    break;
+                }
+                None => break,
+            }
+        }
+        self.range = self.range.wrapping_add(self.left as DmaAddress);
+        Ok(true)
+    }
+
+    fn next_run(&mut self) -> Result<Option<(PhysBvec, Run)>> {
+        let guard = rcu::read_lock();
+        match self.classify(&guard) {
+            Ok(next) => Ok(next.map(|next| (next.piece, next.run))),
+            Err(e) => Err(self.undo(e)),
         }
     }
 
@@ -514,4 +942,14 @@ impl<S: Source, B: Backend> Segments<'_, '_, S, B> {
         while self.source.next().is_some() {}
         error
     }
+}
+
+/// A piece, and what it is.
+struct Classified<'g> {
+    /// The memory that it is the first part of.
+    whole: PhysBvec,
+    piece: PhysBvec,
+    run: Run,
+    /// Of whose memory it is.
+    attachment: Option<ArcBorrow<'g, Attachment>>,
 }

@@ -7,12 +7,13 @@
 //! - A *weak* one, [`Provider`], keeps the object. A buffer, an open file, a dma-buf has it. It says
 //!   nothing about whether the memory is still there; [`Provider::hold`] has its owner told when it
 //!   goes.
-//! - A *live* one keeps the memory. A request has it from map to unmap, and so does a CPU mapping.
-//!   Revocation waits for all of them.
+//! - A *live* one, [`Live`], keeps the memory. A request has it from map to unmap, and so does a
+//!   mapping for the CPU. Revocation waits for all of them.
 //!
 //! C header: [`include/linux/percpu-refcount.h`](srctree/include/linux/percpu-refcount.h)
 
 use super::{
+    pool::Pool,
     route::{
         BarRange,
         Refused,
@@ -22,7 +23,6 @@ use super::{
     PhysBvec, //
 };
 use crate::{
-    bindings,
     device::Device,
     io::PhysAddr,
     new_mutex,
@@ -35,26 +35,32 @@ use crate::{
         percpu_ref::PercpuRef,
         rcu,
         Arc,
-        Mutex,
-        SetOnce, //
+        ArcBorrow,
+        Mutex, //
     },
+    time::Jiffies,
     xarray::{
         AllocKind,
         XArray, //
     }, //
 };
-use core::ptr::NonNull;
+use core::{
+    mem::ManuallyDrop,
+    ptr::NonNull, //
+};
 
 /// One client and one provider: the route between them, and what is in flight on it.
 ///
 /// # Invariants
 ///
-/// It is dropped when no [`Live`] refers to it any more: `live` has died.
+/// It is not dropped before the last [`Live`] that refers to it.
 #[pin_data]
 pub(super) struct Attachment {
     pub(super) client: Arc<dyn Topology>,
     /// The route, and its length in hops.
     pub(super) route: Result<(Route, u32), Refused>,
+    /// Whether the log has the reason why there is no route.
+    complained: Atomic<bool>,
     #[pin]
     live: PercpuRef,
 }
@@ -66,6 +72,7 @@ impl Attachment {
             try_pin_init!(Self {
                 client,
                 route,
+                complained: Atomic::new(false),
                 live <- PercpuRef::new(),
             }),
             GFP_KERNEL,
@@ -81,36 +88,378 @@ impl Attachment {
             .then(|| Live(NonNull::from(self)))
     }
 
-    /// Lets nobody take a reference any more.
+    /// Says in the log, once, why there is no route.
+    #[cold]
+    pub(super) fn complain(&self, memory: &BarRange) {
+        if let (Err(refused), false) = (self.route, self.complained.xchg(true, Relaxed)) {
+            match self.client.device() {
+                Some(client) => dev_warn!(
+                    client,
+                    "no DMA to memory of {}: {}\n",
+                    memory.dev.address(),
+                    refused
+                ),
+                None => dev_warn!(memory.dev, "no DMA to its memory: {}\n", refused),
+            }
+        }
+    }
+
+    /// Lets nobody take a reference any more. May be called more than once.
     pub(super) fn kill(&self) {
         self.live.kill();
     }
 
-    /// Waits until the last reference is gone, for at most `jiffies`. Returns whether it is.
-    pub(super) fn wait(&self, jiffies: crate::time::Jiffies) -> bool {
-        self.live.wait_timeout(jiffies)
+    /// Waits until the last reference is gone, for at most `limit`. Returns whether it is. May sleep;
+    /// the attachment must have been killed.
+    pub(super) fn wait(&self, limit: Jiffies) -> bool {
+        self.live.wait_timeout(limit)
     }
 }
 
-/// A provider's memory stays while this lives.
+/// Keeps a provider's memory from being revoked.
 ///
-/// Dropping it does not sleep and may be done in hard interrupt context.
+/// Dropping it does not sleep, and may be done in hard interrupt context.
 ///
 /// # Invariants
 ///
-/// Owns one reference of the attachment's `live`, and so the attachment is valid.
+/// Owns one reference of the attachment, which is therefore valid.
 pub struct Live(NonNull<Attachment>);
 
-// SAFETY: A reference count may be given back on any CPU, by any thread.
+// SAFETY: A reference may be given back on any CPU, by any thread.
 unsafe impl Send for Live {}
 
-// SAFETY: A shared reference allows nothing.
+// SAFETY: A shared reference to it allows nothing.
 unsafe impl Sync for Live {}
+
+/// A [`Live`] that was taken apart.
+#[derive(Clone, Copy)]
+pub(super) struct LiveRaw(NonNull<Attachment>);
+
+// SAFETY: As for `Live`.
+unsafe impl Send for LiveRaw {}
+
+// SAFETY: As for `Live`.
+unsafe impl Sync for LiveRaw {}
+
+impl LiveRaw {
+    /// Whether it is a reference of `attachment`.
+    pub(super) fn is_of(self, attachment: &Attachment) -> bool {
+        core::ptr::eq(self.0.as_ptr(), attachment)
+    }
+}
+
+impl Live {
+    /// Whether it is a reference of `attachment`.
+    pub(super) fn is_of(&self, attachment: &Attachment) -> bool {
+        LiveRaw(self.0).is_of(attachment)
+    }
+
+    /// Takes it apart; the reference is still held.
+    pub(super) fn into_raw(self) -> LiveRaw {
+        LiveRaw(ManuallyDrop::new(self).0)
+    }
+
+    /// Puts it together again.
+    ///
+    /// # Safety
+    ///
+    /// `raw` was made by `into_raw`, and this is done once.
+    pub(super) unsafe fn from_raw(raw: LiveRaw) -> Self {
+        // INVARIANT: By the safety requirements the reference is ours again.
+        Self(raw.0)
+    }
+}
 
 impl Drop for Live {
     #[inline]
     fn drop(&mut self) {
-        // SAFETY: By the type invariants the attachment is valid and one reference is ours.
+        // SAFETY: By the type invariants the attachment is valid, and one reference is ours.
         unsafe { self.0.as_ref().live.put() }
+    }
+}
+
+/// Someone who keeps a weak reference for long, and wants to know when the memory goes.
+pub trait Holder: Send + Sync {
+    /// Who it is, for messages.
+    fn name(&self) -> &CStr;
+
+    /// The memory is being revoked: let go of every [`Live`] reference, and map it no more.
+    ///
+    /// Called once, when no new mapping can be made any more. May sleep, but must not wait for
+    /// whoever revokes.
+    fn revoke(&self);
+}
+
+/// The CPU, as a client.
+struct Cpu;
+
+impl Topology for Cpu {
+    fn device(&self) -> Option<&Device> {
+        None
+    }
+
+    fn route(&self, _memory: &BarRange) -> Result<(Route, u32), Refused> {
+        Ok((Route::HostBridge, 0))
+    }
+}
+
+#[pin_data]
+pub(super) struct Inner {
+    pub(super) range: BarRange,
+    /// Whether the memory has a `struct page` for each of its pages.
+    pub(super) has_pages: bool,
+    cpu: Arc<Attachment>,
+    /// By the number of the client. Changed under the registry's lock only.
+    #[pin]
+    attachments: XArray<Arc<Attachment>>,
+    #[pin]
+    state: Mutex<State>,
+}
+
+struct State {
+    revoked: bool,
+    holders: KVec<Arc<dyn Holder>>,
+    pool: Option<Arc<Pool>>,
+}
+
+impl Inner {
+    pub(super) fn new(range: BarRange, has_pages: bool) -> Result<Arc<Self>> {
+        let cpu = Attachment::new(Arc::new(Cpu, GFP_KERNEL)?, &range)?;
+        Arc::pin_init(
+            try_pin_init!(Self {
+                range,
+                has_pages,
+                cpu,
+                attachments <- XArray::new(AllocKind::Alloc),
+                state <- new_mutex!(State {
+                    revoked: false,
+                    holders: KVec::new(),
+                    pool: None,
+                }),
+            }),
+            GFP_KERNEL,
+        )
+    }
+
+    /// Makes `client` number `id` of this provider, which finds out about its route.
+    ///
+    /// The registry's lock is held. A provider that is being revoked takes no clients.
+    pub(super) fn attach(&self, id: usize, client: Arc<dyn Topology>) -> Result {
+        if self.state.lock().revoked {
+            return Ok(());
+        }
+        let attachment = Attachment::new(client, &self.range)?;
+        self.attachments.lock().store(id, attachment, GFP_KERNEL)?;
+        Ok(())
+    }
+
+    /// Client number `id` is going, and has mapped nothing any more. The registry's lock is held.
+    pub(super) fn detach(&self, id: usize) -> Option<Arc<Attachment>> {
+        self.attachments.lock().remove(id)
+    }
+
+    /// The attachment of client number `id`, for that client.
+    ///
+    /// # Safety
+    ///
+    /// The client does not go while `guard` lives.
+    #[inline]
+    pub(super) unsafe fn attachment<'g>(
+        &'g self,
+        id: usize,
+        guard: &'g rcu::Guard,
+    ) -> Option<ArcBorrow<'g, Attachment>> {
+        // SAFETY: It is removed when the client goes, which it does not by the safety requirements;
+        // or when the provider is dropped, a grace period after its revocation.
+        unsafe { self.attachments.load_rcu(id, guard) }
+    }
+
+    /// The attachment of client number `id`; number [`None`] is the CPU.
+    pub(super) fn attachment_of(&self, id: Option<usize>) -> Option<Arc<Attachment>> {
+        match id {
+            None => Some(self.cpu.clone()),
+            Some(id) => self.attachments.lock().get(id).map(Arc::from),
+        }
+    }
+
+    /// The first step of a revocation: from here on nobody gets a live reference, and no client
+    /// attaches. The registry's lock is held; there are fewer than `clients` of them.
+    pub(super) fn kill(&self, clients: usize) {
+        self.state.lock().revoked = true;
+        self.cpu.kill();
+        for id in 0..clients {
+            if let Some(attachment) = self.attachment_of(Some(id)) {
+                attachment.kill();
+            }
+        }
+    }
+
+    /// The second step: tells all holders.
+    pub(super) fn tell_holders(&self) {
+        loop {
+            // Not under the lock: a holder may look at the provider.
+            let Some(holder) = self.state.lock().holders.pop() else {
+                return;
+            };
+            holder.revoke();
+        }
+    }
+}
+
+/// A range of a PCI device's memory: a weak reference.
+///
+/// Keeps the object, not the hardware: see the [module's documentation](self).
+#[derive(Clone)]
+pub struct Provider(pub(super) Arc<Inner>);
+
+impl Provider {
+    /// What memory it is.
+    pub fn range(&self) -> &BarRange {
+        &self.0.range
+    }
+
+    /// Whether it has gone, or is going.
+    pub fn is_revoked(&self) -> bool {
+        self.0.state.lock().revoked
+    }
+
+    /// The memory at `offset` bytes within the range.
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL`: it is empty, or reaches beyond the end of the range.
+    pub fn bvec(&self, offset: u64, len: u32) -> Result<PhysBvec> {
+        let first = PhysAddr::try_from(offset)
+            .ok()
+            .and_then(|offset| self.0.range.first.checked_add(offset))
+            .ok_or(EINVAL)?;
+        let piece = PhysBvec::new(first, len).ok_or(EINVAL)?;
+        if piece.last() > self.0.range.last {
+            return Err(EINVAL);
+        }
+        Ok(piece)
+    }
+
+    /// Has `holder` told when the memory goes, for as long as the returned value lives. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// - `ENODEV`: it has gone.
+    /// - `ENOMEM`.
+    pub fn hold(&self, holder: Arc<dyn Holder>) -> Result<Hold> {
+        let mut state = self.0.state.lock();
+        if state.revoked {
+            return Err(ENODEV);
+        }
+        state.holders.push(holder.clone(), GFP_KERNEL)?;
+        Ok(Hold {
+            provider: self.clone(),
+            holder,
+        })
+    }
+
+    /// A part of the memory that nobody else gets from here, in whole pages. May sleep.
+    ///
+    /// Who has it, has it until it is dropped; that the memory itself is still there only a mapping
+    /// can tell.
+    ///
+    /// # Errors
+    ///
+    /// - `EINVAL`: `bytes` is zero or larger than the range.
+    /// - `ENODEV`: the memory has gone.
+    /// - `EOPNOTSUPP`: a C driver registered it, which hands it out by itself:
+    ///   `pci_alloc_p2pmem()`.
+    /// - `ENOMEM`: no part of that size is left.
+    pub fn alloc(&self, bytes: u32) -> Result<Allocation> {
+        if self.0.has_pages {
+            return Err(EOPNOTSUPP);
+        }
+        self.bvec(0, bytes)?;
+        let pool = {
+            let mut state = self.0.state.lock();
+            if state.revoked {
+                return Err(ENODEV);
+            }
+            match &state.pool {
+                Some(pool) => pool.clone(),
+                None => {
+                    let range = &self.0.range;
+                    let size = usize::try_from(range.last - range.first)?.saturating_add(1);
+                    let pool = Arc::new(Pool::new(size, range.dev.numa_node())?, GFP_KERNEL)?;
+                    state.pool = Some(pool.clone());
+                    pool
+                }
+            }
+        };
+        let offset = pool.alloc(bytes as usize).ok_or(ENOMEM)?;
+        match self.bvec(offset as u64, bytes) {
+            Ok(memory) => Ok(Allocation {
+                provider: self.clone(),
+                pool,
+                offset,
+                memory,
+            }),
+            Err(e) => {
+                // SAFETY: It was just allocated.
+                unsafe { pool.free(offset, bytes as usize) };
+                Err(e)
+            }
+        }
+    }
+
+    /// Keeps the memory for the CPU.
+    pub(super) fn live_for_cpu(&self) -> Result<Live> {
+        self.0.cpu.try_live(&rcu::read_lock()).ok_or(ENODEV)
+    }
+}
+
+/// Says that a [`Holder`] wants to be told.
+pub struct Hold {
+    provider: Provider,
+    holder: Arc<dyn Holder>,
+}
+
+impl Hold {
+    /// What is held.
+    pub fn provider(&self) -> &Provider {
+        &self.provider
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        let mut state = self.provider.0.state.lock();
+        let ours = |other: &Arc<dyn Holder>| Arc::ptr_eq(other, &self.holder);
+        if let Some(at) = state.holders.iter().position(ours) {
+            // It keeps the order of the others, which says who came first.
+            let _ = state.holders.remove(at);
+        }
+    }
+}
+
+/// A part of a provider's memory, from [`Provider::alloc`].
+pub struct Allocation {
+    provider: Provider,
+    pool: Arc<Pool>,
+    offset: usize,
+    memory: PhysBvec,
+}
+
+impl Allocation {
+    /// Whose memory it is.
+    pub fn provider(&self) -> &Provider {
+        &self.provider
+    }
+
+    /// Where it is.
+    pub fn bvec(&self) -> PhysBvec {
+        self.memory
+    }
+}
+
+impl Drop for Allocation {
+    fn drop(&mut self) {
+        // SAFETY: This is what `Provider::alloc` got from this pool; it is given back once.
+        unsafe { self.pool.free(self.offset, self.memory.len() as usize) }
     }
 }

@@ -106,6 +106,45 @@ pub struct BarRange {
 }
 
 impl BarRange {
+    /// `len` bytes from `start` on of BAR `bar` of `dev`.
+    pub(super) fn new(dev: &pci::Device<Bound>, bar: u32, start: u64, len: u64) -> Result<Self> {
+        if !dev.is_memory_bar(bar) || len == 0 {
+            return Err(EINVAL);
+        }
+        if !dev.bars_can_be_mapped() {
+            return Err(EOPNOTSUPP);
+        }
+        let end = start.checked_add(len).ok_or(EINVAL)?;
+        if end > dev.resource_len(bar)? {
+            return Err(EINVAL);
+        }
+        let base = dev.resource_start(bar)?;
+        let first = base.checked_add(start).ok_or(EINVAL)?;
+        let last = first.checked_add(len - 1).ok_or(EINVAL)?;
+
+        // SAFETY: It looks at the resource tree, and may be asked about anything.
+        let overlap = unsafe {
+            bindings::region_intersects(
+                first,
+                usize::try_from(len)?,
+                bindings::IORESOURCE_SYSTEM_RAM as usize,
+                bindings::IORES_DESC_NONE as usize,
+            )
+        };
+        if overlap != bindings::REGION_DISJOINT as _ {
+            return Err(EINVAL);
+        }
+        // INVARIANT: Just checked.
+        Ok(Self {
+            dev: dev.into(),
+            bar: u8::try_from(bar)?,
+            start,
+            first: PhysAddr::try_from(first)?,
+            last: PhysAddr::try_from(last)?,
+            bus_offset: dev.bus_address(bar)?.wrapping_sub(base),
+        })
+    }
+
     /// The device.
     pub fn device(&self) -> &pci::Device {
         &self.dev
@@ -139,8 +178,8 @@ pub trait Topology: Send + Sync {
     /// The client's device, for messages.
     fn device(&self) -> Option<&Device>;
 
-    /// How the client reaches `memory`. May be called in atomic context.
-    fn route(&self, memory: &BarRange) -> Result<Route, Refused>;
+    /// How the client reaches `memory`, and over how many hops. May be called in atomic context.
+    fn route(&self, memory: &BarRange) -> Result<(Route, u32), Refused>;
 }
 
 /// How a real device reaches memory.
@@ -160,27 +199,31 @@ impl Topology for Reach {
         Some(&self.dev)
     }
 
-    fn route(&self, memory: &BarRange) -> Result<Route, Refused> {
+    fn route(&self, memory: &BarRange) -> Result<(Route, u32), Refused> {
         let provider: &Device = memory.dev.as_ref();
-        let route = if core::ptr::eq(provider.as_raw(), self.dev.as_raw()) {
-            Route::Internal {
+        let (route, hops) = if core::ptr::eq(provider.as_raw(), self.dev.as_raw()) {
+            let route = Route::Internal {
                 bar: memory.bar,
                 offset: memory.bus_offset,
-            }
+            };
+            (route, 0)
         } else {
-            match pci::p2pdma::verdict(&memory.dev, &self.dev).map_err(Refused::Topology)? {
+            let verdict =
+                pci::p2pdma::verdict(&memory.dev, &self.dev).map_err(Refused::Topology)?;
+            let route = match verdict.map_type {
                 pci::p2pdma::MapType::BusAddress => Route::Bus {
                     offset: memory.bus_offset,
                 },
                 pci::p2pdma::MapType::HostBridge => Route::HostBridge,
-            }
+            };
+            (route, verdict.distance)
         };
 
         // An IOMMU gives addresses that fit, and bounces RAM only where it must.
         // SAFETY: `self.dev` is a valid device.
         let translated = unsafe { bindings::use_dma_iommu(self.dev.as_raw()) };
         let last = match route {
-            Route::HostBridge if translated => return Ok(route),
+            Route::HostBridge if translated => return Ok((route, hops)),
             Route::HostBridge => {
                 // SAFETY: As above.
                 if unsafe { bindings::is_swiotlb_force_bounce(self.dev.as_raw()) } {
@@ -191,13 +234,13 @@ impl Topology for Reach {
             }
             Route::Bus { offset } => super::bvec::wide(memory.last).wrapping_add(offset),
             // The device may well decode more address bits of its own than it sends.
-            Route::Internal { .. } => return Ok(route),
+            Route::Internal { .. } => return Ok((route, hops)),
         };
         // SAFETY: As above.
         let mask = unsafe { bindings::dma_get_mask(self.dev.as_raw()) };
         if last > mask {
             return Err(Refused::Mask { last, mask });
         }
-        Ok(route)
+        Ok((route, hops))
     }
 }

@@ -43,10 +43,14 @@ mod private {
 
 /// Memory to be mapped for a device, in order, as [`PhysBvec`]s.
 ///
-/// Implemented by [`ReqBvecs`], [`Virt`], [`Pages`] and [`Raw`].
+/// Implemented by [`ReqBvecs`], [`Virt`], [`Pages`], [`Mixed`] and [`Raw`].
 pub trait Source: private::Sealed {
-    /// What a piece is that no provider has registered.
+    /// What a piece is that no provider has registered. Where it depends on the piece:
+    /// [`Miss::Refuse`], and [`miss()`](Self::miss) says more.
     const MISS: Miss;
+
+    /// Whether all pieces are of the kind of the first one: RAM, or of one provider.
+    const UNIFORM: bool = false;
 
     /// The length of all pieces in bytes.
     fn bytes(&self) -> usize;
@@ -58,6 +62,16 @@ pub trait Source: private::Sealed {
 
     /// The next piece, as long as neighbouring memory makes it.
     fn next(&mut self) -> Option<PhysBvec>;
+
+    /// What the piece is that [`next()`](Self::next) returned last, if no provider has registered
+    /// it.
+    #[inline]
+    fn miss(&self) -> Miss {
+        Self::MISS
+    }
+
+    /// Starts again with the first piece.
+    fn rewind(&mut self);
 
     /// All of the memory, if it can be known without walking it that it is one piece.
     #[inline]
@@ -83,7 +97,12 @@ pub trait Source: private::Sealed {
 /// assert_eq!(source.next(), Some(list[0]));
 /// # Ok::<(), Error>(())
 /// ```
-pub struct Raw<'r>(List<'r>);
+pub struct Raw<'r> {
+    list: &'r [PhysBvec],
+    pieces: Merge<core::iter::Copied<core::slice::Iter<'r, PhysBvec>>>,
+    bytes: usize,
+    gaps: u64,
+}
 
 impl<'r> Raw<'r> {
     /// The pieces of `list`, in order.
@@ -93,7 +112,13 @@ impl<'r> Raw<'r> {
     /// - `EINVAL`: the list is empty.
     /// - `EOVERFLOW`: the sum of the lengths does not fit a `usize`.
     pub fn new(list: &'r [PhysBvec]) -> Result<Self> {
-        List::new(list).map(Self)
+        let (bytes, gaps) = measure(list.iter())?;
+        Ok(Self {
+            list,
+            pieces: Merge::new(list.iter().copied()),
+            bytes,
+            gaps,
+        })
     }
 }
 
@@ -103,50 +128,164 @@ impl Source for Raw<'_> {
     const MISS: Miss = Miss::Refuse;
 
     fn bytes(&self) -> usize {
-        self.0.bytes
+        self.bytes
     }
 
     fn gaps(&self) -> u64 {
-        self.0.gaps
+        self.gaps
     }
 
     fn next(&mut self) -> Option<PhysBvec> {
-        self.0.pieces.next()
+        self.pieces.next()
+    }
+
+    fn rewind(&mut self) {
+        self.pieces = Merge::new(self.list.iter().copied());
     }
 }
 
-/// A list of pieces with its sum and its gaps, which take one pass.
-struct List<'r> {
+/// Pieces of RAM and of providers' memory, mixed as one likes.
+///
+/// What is said to be a provider's memory is never taken for RAM, though the provider may have gone
+/// meanwhile.
+///
+/// # Examples
+///
+/// ```
+/// use kernel::{
+///     dma::DataDirection,
+///     physdma::{Client, Mapping, Mixed, Part, PhysBvec},
+/// };
+///
+/// /// Has the device write a header to RAM, and the data behind it to another device's memory.
+/// ///
+/// /// # Safety
+/// ///
+/// /// `header` is RAM that stays allocated until `mapping` is unmapped.
+/// unsafe fn map<'a>(
+///     client: &'a Client<'a>,
+///     header: PhysBvec,
+///     data: PhysBvec,
+///     mapping: &mut Mapping<'a>,
+/// ) -> Result {
+///     let parts = [Part::Ram(&[header]), Part::Provider(&[data])];
+///     // SAFETY: By the safety requirements of this function.
+///     let source = unsafe { Mixed::new(&parts) }?;
+///     let mut segments = client.map(mapping, source, DataDirection::FromDevice)?;
+///     while let Some(segment) = segments.next()? {
+///         // Write `segment.dma` and `segment.len` into the device's descriptor.
+///         pr_debug!("{:#x} {}\n", segment.dma, segment.len);
+///     }
+///     Ok(())
+/// }
+/// ```
+pub struct Mixed<'r> {
+    parts: &'r [Part<'r>],
+    /// How many of them have been begun.
+    begun: usize,
     pieces: Merge<core::iter::Copied<core::slice::Iter<'r, PhysBvec>>>,
     bytes: usize,
     gaps: u64,
 }
 
-impl<'r> List<'r> {
-    fn new(list: &'r [PhysBvec]) -> Result<Self> {
-        let mut bytes = 0usize;
-        let mut gaps = 0u64;
-        let mut prev: Option<PhysBvec> = None;
+/// A part of a [`Mixed`] source.
+#[derive(Clone, Copy)]
+pub enum Part<'r> {
+    /// RAM.
+    Ram(&'r [PhysBvec]),
+    /// Memory of providers.
+    Provider(&'r [PhysBvec]),
+}
 
-        for &piece in list {
-            bytes = bytes.checked_add(piece.len() as usize).ok_or(EOVERFLOW)?;
-            if let Some(prev) = prev {
-                if prev.join(piece).is_none() {
-                    gaps |= wide(prev.end() | piece.phys());
-                }
-            }
-            prev = Some(piece);
+impl<'r> Part<'r> {
+    fn pieces(self) -> &'r [PhysBvec] {
+        match self {
+            Self::Ram(pieces) | Self::Provider(pieces) => pieces,
         }
-        if bytes == 0 {
-            return Err(EINVAL);
-        }
+    }
+}
 
+impl<'r> Mixed<'r> {
+    /// The pieces of `parts`, in order.
+    ///
+    /// # Errors
+    ///
+    /// - `EINVAL`: there is no piece.
+    /// - `EOVERFLOW`: the sum of the lengths does not fit a `usize`.
+    ///
+    /// # Safety
+    ///
+    /// - What is said to be RAM is, and stays allocated until what is mapped from this source has
+    ///   been unmapped.
+    /// - Where the device writes, that RAM may be written, and the CPU does not touch it meanwhile.
+    pub unsafe fn new(parts: &'r [Part<'r>]) -> Result<Self> {
+        let (bytes, gaps) = measure(parts.iter().flat_map(|part| part.pieces()))?;
         Ok(Self {
-            pieces: Merge::new(list.iter().copied()),
+            parts,
+            begun: 0,
+            pieces: Merge::new([].iter().copied()),
             bytes,
             gaps,
         })
     }
+}
+
+impl private::Sealed for Mixed<'_> {}
+
+impl Source for Mixed<'_> {
+    const MISS: Miss = Miss::Refuse;
+
+    fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    fn gaps(&self) -> u64 {
+        self.gaps
+    }
+
+    fn next(&mut self) -> Option<PhysBvec> {
+        loop {
+            if let Some(piece) = self.pieces.next() {
+                return Some(piece);
+            }
+            let part = self.parts.get(self.begun)?;
+            self.begun += 1;
+            self.pieces = Merge::new(part.pieces().iter().copied());
+        }
+    }
+
+    fn miss(&self) -> Miss {
+        match self.begun.checked_sub(1).and_then(|at| self.parts.get(at)) {
+            Some(Part::Ram(_)) => Miss::Ram,
+            _ => Miss::Refuse,
+        }
+    }
+
+    fn rewind(&mut self) {
+        self.begun = 0;
+        self.pieces = Merge::new([].iter().copied());
+    }
+}
+
+/// The sum of the lengths, and all address bits in which neighbours do not fit together.
+fn measure<'r>(pieces: impl Iterator<Item = &'r PhysBvec>) -> Result<(usize, u64)> {
+    let mut bytes = 0usize;
+    let mut gaps = 0u64;
+    let mut prev: Option<PhysBvec> = None;
+
+    for &piece in pieces {
+        bytes = bytes.checked_add(piece.len() as usize).ok_or(EOVERFLOW)?;
+        if let Some(prev) = prev {
+            if prev.join(piece).is_none() {
+                gaps |= wide(prev.end() | piece.phys());
+            }
+        }
+        prev = Some(piece);
+    }
+    if bytes == 0 {
+        return Err(EINVAL);
+    }
+    Ok((bytes, gaps))
 }
 
 /// The memory of a block request: all bios, walked in place.
@@ -225,6 +364,9 @@ impl private::Sealed for ReqBvecs<'_> {}
 impl Source for ReqBvecs<'_> {
     const MISS: Miss = Miss::Ram;
 
+    // The block layer does not put anything else into one request.
+    const UNIFORM: bool = true;
+
     #[inline]
     fn bytes(&self) -> usize {
         // CAST: A request's length has 32 bits.
@@ -245,6 +387,11 @@ impl Source for ReqBvecs<'_> {
     }
 
     #[inline]
+    fn rewind(&mut self) {
+        self.pieces = None;
+    }
+
+    #[inline]
     fn only(&self) -> Option<PhysBvec> {
         if self.request.nr_phys_segments() != 1 {
             return None;
@@ -260,10 +407,12 @@ impl Source for ReqBvecs<'_> {
 
 /// Whole pages of RAM, of which the first and the last may be used in part.
 pub struct Pages<'p> {
+    first: PageIter<'p>,
     pieces: Merge<PageIter<'p>>,
     bytes: usize,
 }
 
+#[derive(Clone)]
 struct PageIter<'p> {
     pages: core::slice::Iter<'p, Page>,
     offset: usize,
@@ -306,12 +455,14 @@ impl<'p> Pages<'p> {
         if bytes == 0 || offset >= PAGE_SIZE || end.div_ceil(PAGE_SIZE) > pages.len() {
             return Err(EINVAL);
         }
+        let first = PageIter {
+            pages: pages.iter(),
+            offset,
+            left: bytes,
+        };
         Ok(Self {
-            pieces: Merge::new(PageIter {
-                pages: pages.iter(),
-                offset,
-                left: bytes,
-            }),
+            pieces: Merge::new(first.clone()),
+            first,
             bytes,
         })
     }
@@ -334,15 +485,21 @@ impl Source for Pages<'_> {
     fn next(&mut self) -> Option<PhysBvec> {
         self.pieces.next()
     }
+
+    fn rewind(&mut self) {
+        self.pieces = Merge::new(self.first.clone());
+    }
 }
 
 /// Memory at a kernel virtual address that DMA may be done to: from `kmalloc()`, `vmalloc()` or the
 /// page allocator, but not a stack, code or constants.
 pub struct Virt {
+    first: VirtIter,
     pieces: Merge<VirtIter>,
     bytes: usize,
 }
 
+#[derive(Clone)]
 struct VirtIter {
     addr: *const u8,
     left: usize,
@@ -400,8 +557,10 @@ impl Virt {
                 return Err(EFAULT);
             }
         }
+        let first = VirtIter { addr, left: len };
         Ok(Self {
-            pieces: Merge::new(VirtIter { addr, left: len }),
+            pieces: Merge::new(first.clone()),
+            first,
             bytes: len,
         })
     }
@@ -423,5 +582,9 @@ impl Source for Virt {
 
     fn next(&mut self) -> Option<PhysBvec> {
         self.pieces.next()
+    }
+
+    fn rewind(&mut self) {
+        self.pieces = Merge::new(self.first.clone());
     }
 }

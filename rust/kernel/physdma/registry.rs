@@ -1,0 +1,443 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Whose memory a physical address is: the registry of all providers.
+//!
+//! It is read for every piece of memory that may not be RAM, and written when a driver binds or
+//! goes. Readers take no lock and store nothing: the ranges are in a maple tree in RCU mode, behind
+//! a static key that is off while there is no provider, and behind the span of all ranges.
+//!
+//! Every client is known here too, so that its route to every provider is found out when either of
+//! the two appears, where it is allowed to take time, and not when a request is on its way.
+//!
+//! C header: [`include/linux/maple_tree.h`](srctree/include/linux/maple_tree.h)
+
+use super::{
+    provider::{
+        Inner,
+        Provider, //
+    },
+    route::{
+        BarRange,
+        Topology, //
+    },
+    PhysBvec, //
+};
+use crate::{
+    bindings,
+    device::{
+        Bound,
+        Device, //
+    },
+    io::PhysAddr,
+    jump_label::StaticKeyFalse,
+    maple_tree::{
+        InsertErrorKind,
+        MapleTreeRcu, //
+    },
+    new_mutex,
+    pci,
+    prelude::*,
+    sync::{
+        atomic::{
+            Atomic,
+            Relaxed, //
+        },
+        rcu,
+        Arc,
+        Mutex,
+        SetOnce, //
+    },
+    time::msecs_to_jiffies, //
+};
+use core::marker::PhantomData;
+
+/// On while there is a provider.
+#[no_mangle]
+pub static physdma_providers: StaticKeyFalse = StaticKeyFalse::new();
+
+/// Made when the first provider or client appears; never goes.
+static REGISTRY: SetOnce<Pin<KBox<Registry>>> = SetOnce::new();
+
+/// Each time that revocation has waited this long in vain, it says for whom.
+const PATIENCE_MS: u32 = 10_000;
+
+#[pin_data]
+struct Registry {
+    /// The span of all ranges: no provider has memory outside. Changed with `members` locked.
+    first: Atomic<usize>,
+    last: Atomic<usize>,
+    #[pin]
+    ranges: MapleTreeRcu<Arc<Inner>>,
+    #[pin]
+    members: Mutex<Members>,
+}
+
+struct Members {
+    /// All that are in the tree.
+    providers: KVec<Arc<Inner>>,
+    /// By their numbers.
+    clients: KVec<Slot>,
+}
+
+enum Slot {
+    Free,
+    Client(Arc<dyn Topology>),
+    /// It gets no more attachments, but still has some.
+    Leaving,
+}
+
+impl Members {
+    /// Sets the span of all ranges.
+    fn set_span(&self, registry: &Registry) {
+        let (mut first, mut last) = (usize::MAX, 0);
+        for inner in &self.providers {
+            if let Some((from, to)) = index(&inner.range) {
+                first = first.min(from);
+                last = last.max(to);
+            }
+        }
+        registry.first.store(first, Relaxed);
+        registry.last.store(last, Relaxed);
+    }
+}
+
+/// Where a range is in the tree; [`None`] where addresses do not fit an index.
+fn index(range: &BarRange) -> Option<(usize, usize)> {
+    Some((
+        usize::try_from(range.first).ok()?,
+        usize::try_from(range.last).ok()?,
+    ))
+}
+
+fn registry() -> Result<&'static Registry> {
+    if REGISTRY.as_ref().is_none() {
+        let new = KBox::pin_init(
+            try_pin_init!(Registry {
+                first: Atomic::new(usize::MAX),
+                last: Atomic::new(0),
+                ranges <- MapleTreeRcu::new(),
+                members <- new_mutex!(Members {
+                    providers: KVec::new(),
+                    clients: KVec::new(),
+                }),
+            }),
+            GFP_KERNEL,
+        )?;
+        // Somebody else may have been faster.
+        let _ = REGISTRY.populate(new);
+    }
+    REGISTRY.as_ref().map(|registry| &**registry).ok_or(EAGAIN)
+}
+
+/// Whether there is any provider.
+#[inline]
+pub(super) fn any() -> bool {
+    physdma_providers.is_enabled()
+}
+
+/// Whose memory `piece` begins with, and how many of its bytes are; never none.
+///
+/// [`None`]: no provider's. May be called in any context.
+#[inline]
+pub(super) fn find(piece: PhysBvec, guard: &rcu::Guard) -> (Option<&Inner>, u32) {
+    if !any() {
+        return (None, piece.len());
+    }
+    search(piece, guard)
+}
+
+fn search(piece: PhysBvec, guard: &rcu::Guard) -> (Option<&Inner>, u32) {
+    let nobody = (None, piece.len());
+    let Some(registry) = REGISTRY.as_ref() else {
+        return nobody;
+    };
+    let (Ok(first), Ok(last)) = (usize::try_from(piece.phys()), usize::try_from(piece.last()))
+    else {
+        // Nothing can be registered there.
+        return nobody;
+    };
+    if last < registry.first.load(Relaxed) || first > registry.last.load(Relaxed) {
+        return nobody;
+    }
+    // Both ends are looked at: a range may begin, or end, within the piece. CAST: Each of the
+    // lengths is at most that of the piece.
+    match registry.ranges.find(first..=last, guard) {
+        None => nobody,
+        Some(inner) if piece.phys() < inner.range.first => {
+            (None, (inner.range.first - piece.phys()) as u32)
+        }
+        Some(inner) => {
+            let end = inner.range.last.min(piece.last());
+            (Some(inner), (end - piece.phys()) as u32 + 1)
+        }
+    }
+}
+
+/// The provider to which all of `piece` belongs; [`None`] if it is no provider's memory.
+///
+/// May be called in any context.
+///
+/// # Errors
+///
+/// `EFAULT`: a part of it only is a provider's.
+///
+/// # Examples
+///
+/// ```
+/// use kernel::physdma::{provider_of, PhysBvec};
+///
+/// // The first page is no PCI device's.
+/// let piece = PhysBvec::new(0, 0x1000).ok_or(EINVAL)?;
+/// assert!(provider_of(piece)?.is_none());
+/// # Ok::<(), Error>(())
+/// ```
+pub fn provider_of(piece: PhysBvec) -> Result<Option<Provider>> {
+    let guard = rcu::read_lock();
+    let (owner, len) = find(piece, &guard);
+    if len != piece.len() {
+        return Err(EFAULT);
+    }
+    Ok(owner.map(|inner| Provider(inner.into())))
+}
+
+/// Enters a range. Its clients know their routes when this returns. May sleep.
+fn enter(range: BarRange, has_pages: bool) -> Result<Arc<Inner>> {
+    let (first, last) = index(&range).ok_or(EOVERFLOW)?;
+    let registry = registry()?;
+    let inner = Inner::new(range, has_pages)?;
+
+    let mut members = registry.members.lock();
+    members.providers.reserve(1, GFP_KERNEL)?;
+    for (id, slot) in members.clients.iter().enumerate() {
+        if let Slot::Client(client) = slot {
+            inner.attach(id, client.clone())?;
+        }
+    }
+    registry
+        .ranges
+        .insert_range(first..=last, inner.clone(), GFP_KERNEL)
+        .map_err(|e| match e.cause {
+            InsertErrorKind::Occupied => EBUSY,
+            InsertErrorKind::AllocError(_) => ENOMEM,
+            InsertErrorKind::InvalidRequest => EINVAL,
+        })?;
+    members.providers.push(inner.clone(), GFP_KERNEL)?;
+    members.set_span(registry);
+    drop(members);
+
+    physdma_providers.inc();
+    Ok(inner)
+}
+
+/// Takes a range away from everybody. After it returns no device has an address of it. Sleeps.
+fn revoke(inner: &Arc<Inner>) {
+    let Some(registry) = REGISTRY.as_ref() else {
+        return;
+    };
+
+    // From here on new mappings get ENODEV, and the range stays taken.
+    let clients = {
+        let members = registry.members.lock();
+        inner.kill(members.clients.len());
+        members.clients.len()
+    };
+    inner.tell_holders();
+
+    for id in core::iter::once(None).chain((0..clients).map(Some)) {
+        // A client that leaves waits for itself.
+        let Some(attachment) = inner.attachment_of(id) else {
+            continue;
+        };
+        while !attachment.wait(msecs_to_jiffies(PATIENCE_MS)) {
+            match attachment.client.device() {
+                Some(client) => dev_warn!(
+                    inner.range.dev,
+                    "memory {:#x}-{:#x} is revoked, but waits for {}\n",
+                    inner.range.first,
+                    inner.range.last,
+                    client.name()
+                ),
+                None => dev_warn!(
+                    inner.range.dev,
+                    "memory {:#x}-{:#x} is revoked, but the CPU has it mapped\n",
+                    inner.range.first,
+                    inner.range.last
+                ),
+            }
+        }
+    }
+
+    let erased = {
+        let mut members = registry.members.lock();
+        if let Some(at) = members.providers.iter().position(|p| Arc::ptr_eq(p, inner)) {
+            let _ = members.providers.remove(at);
+        }
+        members.set_span(registry);
+        index(&inner.range).and_then(|(first, _)| registry.ranges.erase(first))
+    };
+    physdma_providers.dec();
+    // A reader may still look at it.
+    drop(erased);
+    rcu::synchronize_rcu();
+
+    // Whoever keeps the object does not keep its clients.
+    let _members = registry.members.lock();
+    for id in 0..clients {
+        drop(inner.detach(id));
+    }
+}
+
+/// A device that has routes to all providers.
+///
+/// Dropping it takes the routes away; nothing must be mapped by way of it any more. Sleeps.
+pub(super) struct Member {
+    id: usize,
+}
+
+impl Member {
+    /// Makes a device a member. It knows its routes when this returns. May sleep.
+    pub(super) fn new(topology: Arc<dyn Topology>) -> Result<Self> {
+        let registry = registry()?;
+        let mut members = registry.members.lock();
+
+        let free = |slot: &Slot| matches!(slot, Slot::Free);
+        let id = match members.clients.iter().position(free) {
+            Some(id) => id,
+            None => {
+                members.clients.push(Slot::Free, GFP_KERNEL)?;
+                members.clients.len() - 1
+            }
+        };
+        for inner in &members.providers {
+            if let Err(e) = inner.attach(id, topology.clone()) {
+                // Nobody has used them.
+                for inner in &members.providers {
+                    drop(inner.detach(id));
+                }
+                return Err(e);
+            }
+        }
+        members.clients[id] = Slot::Client(topology);
+        Ok(Self { id })
+    }
+
+    /// The member's number, unique among those that live.
+    pub(super) fn id(&self) -> usize {
+        self.id
+    }
+}
+
+impl Drop for Member {
+    fn drop(&mut self) {
+        let Some(registry) = REGISTRY.as_ref() else {
+            return;
+        };
+        if let Some(slot) = registry.members.lock().clients.get_mut(self.id) {
+            *slot = Slot::Leaving;
+        }
+        loop {
+            let next = {
+                let members = registry.members.lock();
+                members.providers.iter().find_map(|p| p.detach(self.id))
+            };
+            let Some(attachment) = next else {
+                break;
+            };
+            attachment.kill();
+            while !attachment.wait(msecs_to_jiffies(PATIENCE_MS)) {
+                if let Some(client) = attachment.client.device() {
+                    dev_warn!(client, "goes, but has memory of a provider mapped\n");
+                }
+            }
+        }
+        if let Some(slot) = registry.members.lock().clients.get_mut(self.id) {
+            *slot = Slot::Free;
+        }
+    }
+}
+
+/// The memory of a PCI device, open to the DMA of other devices until this is dropped.
+///
+/// Dropping it *revokes* the memory: new mappings fail with `ENODEV`, all [`Holder`]s are told, and
+/// it waits until every request that has the memory mapped has completed, and every CPU mapping is
+/// gone. Whom it waits for long it names in the log. After that no device has an address of the
+/// range. A driver that maps its own memory drains its queues before, or it waits for itself. May
+/// sleep, and must not be called with a lock held that a client's recovery needs.
+///
+/// [`Holder`]: super::Holder
+///
+/// # Examples
+///
+/// ```
+/// use kernel::{device::Bound, pci, physdma::Registration};
+///
+/// /// What a driver keeps while it is bound.
+/// struct Data<'a> {
+///     memory: Registration<'a>,
+/// }
+///
+/// /// Opens all of BAR 2 to other devices.
+/// fn open(dev: &pci::Device<Bound>) -> Result<Data<'_>> {
+///     let size = dev.resource_len(2)?;
+///     // SAFETY: It is part of the driver's data, which are dropped when the driver is unbound.
+///     let memory = unsafe { Registration::new(dev, 2, 0, size) }?;
+///     Ok(Data { memory })
+/// }
+/// ```
+pub struct Registration<'a> {
+    inner: Arc<Inner>,
+    _dev: PhantomData<&'a pci::Device<Bound>>,
+}
+
+impl<'a> Registration<'a> {
+    /// Opens `len` bytes from `start` on of BAR `bar` of `dev`. May sleep.
+    ///
+    /// What it costs does not depend on `len`.
+    ///
+    /// # Errors
+    ///
+    /// - `EINVAL`: that BAR is not one of memory; the range is empty, wraps, or is not within the
+    ///   BAR; or it overlaps System RAM.
+    /// - `EBUSY`: it overlaps a range that is registered, or whose revocation has not ended.
+    /// - `EOPNOTSUPP`: the kernel knows that the device's BARs cannot be mapped.
+    /// - `EOVERFLOW`: the physical addresses do not fit a `usize`.
+    /// - `ENOMEM`.
+    ///
+    /// # Safety
+    ///
+    /// The returned value is dropped, before `dev` is unbound: it must not be forgotten.
+    pub unsafe fn new(
+        dev: &'a pci::Device<Bound>,
+        bar: u32,
+        start: u64,
+        len: u64,
+    ) -> Result<Self> {
+        let inner = BarRange::new(dev, bar, start, len)
+            .and_then(|range| enter(range, false))
+            .inspect_err(|e| {
+                dev_err!(
+                    dev,
+                    "cannot open {:#x} bytes at {:#x} of BAR {} to other devices: {:?}\n",
+                    len,
+                    start,
+                    bar,
+                    e
+                );
+            })?;
+        Ok(Self {
+            inner,
+            _dev: PhantomData,
+        })
+    }
+
+    /// A weak reference.
+    pub fn provider(&self) -> Provider {
+        Provider(self.inner.clone())
+    }
+}
+
+impl Drop for Registration<'_> {
+    fn drop(&mut self) {
+        revoke(&self.inner);
+    }
+}
