@@ -2,6 +2,7 @@
 
 #include <linux/dma-direct.h>
 #include <linux/dma-map-ops.h>
+#include <linux/highmem.h>
 #include <linux/iommu-dma.h>
 #include <linux/mm.h>
 #include <linux/sched/task_stack.h>
@@ -42,6 +43,15 @@ __rust_helper dma_addr_t rust_helper_phys_to_dma(struct device *dev,
 						 phys_addr_t phys)
 {
 	return phys_to_dma(dev, phys);
+}
+
+/* Maps the page of @phys, if there is one; the address of @phys itself. */
+__rust_helper void *rust_helper_physdma_kmap(phys_addr_t phys)
+{
+	if (!pfn_valid(PHYS_PFN(phys)))
+		return NULL;
+	return kmap_local_page(pfn_to_page(PHYS_PFN(phys))) +
+	       offset_in_page(phys);
 }
 
 /* Whether DMA can be done to @addr. May sleep: it looks at the resource tree. */

@@ -25,6 +25,7 @@
 //! C headers: [`include/linux/dma-mapping.h`](srctree/include/linux/dma-mapping.h),
 //! [`include/linux/blk-mq-dma.h`](srctree/include/linux/blk-mq-dma.h)
 
+mod access;
 mod backend;
 mod bvec;
 mod iova;
@@ -35,7 +36,14 @@ mod provider;
 mod registry;
 mod route;
 mod source;
+mod window;
 
+pub use self::access::{
+    copy_from,
+    copy_to,
+    equals,
+    zero, //
+};
 pub use self::backend::{
     Backend,
     Dma,
@@ -91,4 +99,5 @@ pub use self::source::{
     Source,
     Virt, //
 };
+pub use self::window::Window;
 use crate::io::PhysAddr;

@@ -33,9 +33,9 @@ use super::{
         Plan, //
     },
     provider::{
+        Attached,
         Attachment,
         Live,
-        LiveRaw,
         Provider, //
     },
     registry::{
@@ -315,7 +315,6 @@ enum Notes<'c> {
     List(MempoolVec<'c, Note>),
 }
 
-#[derive(Clone, Copy)]
 enum Note {
     /// A piece that was mapped by itself.
     Piece {
@@ -324,7 +323,7 @@ enum Note {
         memory: Memory,
     },
     /// What keeps a provider's memory.
-    Live(LiveRaw),
+    Live(Live),
 }
 
 // A request's private data are allocated for each tag of each queue.
@@ -375,20 +374,7 @@ impl<'c, B: Backend> Mapping<'c, B> {
             }
         }
         self.state = State::Idle;
-        // The memory is kept until no device has an address of it.
-        if !matches!(self.notes, Notes::None) {
-            self.forget();
-        }
-    }
-
-    /// Lets the providers' memory go.
-    fn forget(&mut self) {
-        for note in self.notes.list() {
-            if let Note::Live(live) = *note {
-                // SAFETY: It was made by `Live::into_raw`, and is forgotten below.
-                drop(unsafe { Live::from_raw(live) });
-            }
-        }
+        // Last: providers' memory is kept until no device has an address of it.
         self.notes = Notes::None;
     }
 
@@ -408,11 +394,7 @@ impl<'c, B: Backend> Mapping<'c, B> {
             self.notes = Notes::Live(live);
             return Ok(());
         }
-        let live = live.into_raw();
-        self.note(Note::Live(live), spill).inspect_err(|_| {
-            // SAFETY: It was just made, and nobody has noted it.
-            drop(unsafe { Live::from_raw(live) });
-        })
+        self.note(Note::Live(live), spill)
     }
 
     fn note(&mut self, note: Note, spill: &'c Mempool<Note>) -> Result {
@@ -421,7 +403,7 @@ impl<'c, B: Backend> Mapping<'c, B> {
             let before = core::mem::replace(&mut self.notes, list);
             if let (Notes::Live(live), Notes::List(list)) = (before, &mut self.notes) {
                 // There is room for more than one note.
-                list.push(Note::Live(live.into_raw()))?;
+                list.push(Note::Live(live))?;
             }
         }
         match &mut self.notes {
@@ -846,11 +828,11 @@ impl<S: Source, B: Backend> Segments<'_, '_, S, B> {
 
     /// Keeps a provider's memory until all is unmapped.
     #[inline]
-    fn keep(&mut self, attachment: ArcBorrow<'_, Attachment>, guard: &rcu::Guard) -> Result {
+    fn keep(&mut self, attachment: ArcBorrow<'_, Attached>, guard: &rcu::Guard) -> Result {
         if self.slot.keeps(&attachment) {
             return Ok(());
         }
-        let live = attachment.try_live(guard).ok_or(ENODEV)?;
+        let live = Live::new(&attachment, guard).ok_or(ENODEV)?;
         let client = self.client;
         self.slot.keep(live, &client.spill)
     }
@@ -951,5 +933,5 @@ struct Classified<'g> {
     piece: PhysBvec,
     run: Run,
     /// Of whose memory it is.
-    attachment: Option<ArcBorrow<'g, Attachment>>,
+    attachment: Option<ArcBorrow<'g, Attached>>,
 }

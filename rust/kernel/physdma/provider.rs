@@ -32,60 +32,40 @@ use crate::{
             Atomic,
             Relaxed, //
         },
-        percpu_ref::PercpuRef,
         rcu,
         Arc,
         ArcBorrow,
-        Mutex, //
+        Mutex,
+        PercpuRef,
+        PercpuRefGuard, //
     },
-    time::Jiffies,
     xarray::{
         AllocKind,
         XArray, //
     }, //
 };
-use core::{
-    mem::ManuallyDrop,
-    ptr::NonNull, //
-};
 
-/// One client and one provider: the route between them, and what is in flight on it.
-///
-/// # Invariants
-///
-/// It is not dropped before the last [`Live`] that refers to it.
-#[pin_data]
+/// One client and one provider: the route between them.
 pub(super) struct Attachment {
     pub(super) client: Arc<dyn Topology>,
     /// The route, and its length in hops.
     pub(super) route: Result<(Route, u32), Refused>,
     /// Whether the log has the reason why there is no route.
     complained: Atomic<bool>,
-    #[pin]
-    live: PercpuRef,
 }
 
-impl Attachment {
-    fn new(client: Arc<dyn Topology>, range: &BarRange) -> Result<Arc<Self>> {
-        let route = client.route(range);
-        Arc::pin_init(
-            try_pin_init!(Self {
-                client,
-                route,
-                complained: Atomic::new(false),
-                live <- PercpuRef::new(),
-            }),
-            GFP_KERNEL,
-        )
-    }
+/// An [`Attachment`], and what is in flight on it.
+pub(super) type Attached = PercpuRef<Attachment>;
 
-    /// Takes a live reference, unless the memory has been revoked.
-    #[inline]
-    pub(super) fn try_live(&self, guard: &rcu::Guard) -> Option<Live> {
-        // INVARIANT: The reference is the new object's.
-        self.live
-            .try_get_live_rcu(guard)
-            .then(|| Live(NonNull::from(self)))
+impl Attachment {
+    fn new(client: Arc<dyn Topology>, range: &BarRange) -> Result<Arc<Attached>> {
+        let route = client.route(range);
+        let attachment = Self {
+            client,
+            route,
+            complained: Atomic::new(false),
+        };
+        Arc::pin_init(PercpuRef::new(attachment, GFP_KERNEL), GFP_KERNEL)
     }
 
     /// Says in the log, once, why there is no route.
@@ -103,78 +83,25 @@ impl Attachment {
             }
         }
     }
-
-    /// Lets nobody take a reference any more. May be called more than once.
-    pub(super) fn kill(&self) {
-        self.live.kill();
-    }
-
-    /// Waits until the last reference is gone, for at most `limit`. Returns whether it is. May sleep;
-    /// the attachment must have been killed.
-    pub(super) fn wait(&self, limit: Jiffies) -> bool {
-        self.live.wait_timeout(limit)
-    }
 }
 
 /// Keeps a provider's memory from being revoked.
 ///
-/// Dropping it does not sleep, and may be done in hard interrupt context.
-///
-/// # Invariants
-///
-/// Owns one reference of the attachment, which is therefore valid.
-pub struct Live(NonNull<Attachment>);
-
-// SAFETY: A reference may be given back on any CPU, by any thread.
-unsafe impl Send for Live {}
-
-// SAFETY: A shared reference to it allows nothing.
-unsafe impl Sync for Live {}
-
-/// A [`Live`] that was taken apart.
-#[derive(Clone, Copy)]
-pub(super) struct LiveRaw(NonNull<Attachment>);
-
-// SAFETY: As for `Live`.
-unsafe impl Send for LiveRaw {}
-
-// SAFETY: As for `Live`.
-unsafe impl Sync for LiveRaw {}
-
-impl LiveRaw {
-    /// Whether it is a reference of `attachment`.
-    pub(super) fn is_of(self, attachment: &Attachment) -> bool {
-        core::ptr::eq(self.0.as_ptr(), attachment)
-    }
-}
+/// Dropping it does not sleep, and may be done in hard interrupt context. As long as it is
+/// forgotten revocation waits.
+pub struct Live(PercpuRefGuard<Attachment>);
 
 impl Live {
-    /// Whether it is a reference of `attachment`.
-    pub(super) fn is_of(&self, attachment: &Attachment) -> bool {
-        LiveRaw(self.0).is_of(attachment)
-    }
-
-    /// Takes it apart; the reference is still held.
-    pub(super) fn into_raw(self) -> LiveRaw {
-        LiveRaw(ManuallyDrop::new(self).0)
-    }
-
-    /// Puts it together again.
-    ///
-    /// # Safety
-    ///
-    /// `raw` was made by `into_raw`, and this is done once.
-    pub(super) unsafe fn from_raw(raw: LiveRaw) -> Self {
-        // INVARIANT: By the safety requirements the reference is ours again.
-        Self(raw.0)
-    }
-}
-
-impl Drop for Live {
+    /// Takes a live reference, unless the memory has been revoked.
     #[inline]
-    fn drop(&mut self) {
-        // SAFETY: By the type invariants the attachment is valid, and one reference is ours.
-        unsafe { self.0.as_ref().live.put() }
+    pub(super) fn new(attached: &Attached, guard: &rcu::Guard) -> Option<Self> {
+        attached.try_get_live_rcu(guard).map(Self)
+    }
+
+    /// Whether it is a reference of `attachment`.
+    #[inline]
+    pub(super) fn is_of(&self, attachment: &Attachment) -> bool {
+        core::ptr::eq(&*self.0, attachment)
     }
 }
 
@@ -208,10 +135,10 @@ pub(super) struct Inner {
     pub(super) range: BarRange,
     /// Whether the memory has a `struct page` for each of its pages.
     pub(super) has_pages: bool,
-    cpu: Arc<Attachment>,
+    cpu: Arc<Attached>,
     /// By the number of the client. Changed under the registry's lock only.
     #[pin]
-    attachments: XArray<Arc<Attachment>>,
+    attachments: XArray<Arc<Attached>>,
     #[pin]
     state: Mutex<State>,
 }
@@ -254,7 +181,7 @@ impl Inner {
     }
 
     /// Client number `id` is going, and has mapped nothing any more. The registry's lock is held.
-    pub(super) fn detach(&self, id: usize) -> Option<Arc<Attachment>> {
+    pub(super) fn detach(&self, id: usize) -> Option<Arc<Attached>> {
         self.attachments.lock().remove(id)
     }
 
@@ -268,14 +195,14 @@ impl Inner {
         &'g self,
         id: usize,
         guard: &'g rcu::Guard,
-    ) -> Option<ArcBorrow<'g, Attachment>> {
+    ) -> Option<ArcBorrow<'g, Attached>> {
         // SAFETY: It is removed when the client goes, which it does not by the safety requirements;
         // or when the provider is dropped, a grace period after its revocation.
         unsafe { self.attachments.load_rcu(id, guard) }
     }
 
     /// The attachment of client number `id`; number [`None`] is the CPU.
-    pub(super) fn attachment_of(&self, id: Option<usize>) -> Option<Arc<Attachment>> {
+    pub(super) fn attachment_of(&self, id: Option<usize>) -> Option<Arc<Attached>> {
         match id {
             None => Some(self.cpu.clone()),
             Some(id) => self.attachments.lock().get(id).map(Arc::from),
@@ -298,7 +225,8 @@ impl Inner {
     pub(super) fn tell_holders(&self) {
         loop {
             // Not under the lock: a holder may look at the provider.
-            let Some(holder) = self.state.lock().holders.pop() else {
+            let next = self.state.lock().holders.pop();
+            let Some(holder) = next else {
                 return;
             };
             holder.revoke();
@@ -409,7 +337,7 @@ impl Provider {
 
     /// Keeps the memory for the CPU.
     pub(super) fn live_for_cpu(&self) -> Result<Live> {
-        self.0.cpu.try_live(&rcu::read_lock()).ok_or(ENODEV)
+        Live::new(&self.0.cpu, &rcu::read_lock()).ok_or(ENODEV)
     }
 }
 

@@ -173,6 +173,13 @@ fn search(piece: PhysBvec, guard: &rcu::Guard) -> (Option<&Inner>, u32) {
     }
 }
 
+/// Like [`find`], for whoever wants to keep the provider.
+pub(super) fn owner_of(piece: PhysBvec) -> (Option<Provider>, u32) {
+    let guard = rcu::read_lock();
+    let (owner, len) = find(piece, &guard);
+    (owner.map(|inner| Provider(inner.into())), len)
+}
+
 /// The provider to which all of `piece` belongs; [`None`] if it is no provider's memory.
 ///
 /// May be called in any context.
@@ -192,12 +199,11 @@ fn search(piece: PhysBvec, guard: &rcu::Guard) -> (Option<&Inner>, u32) {
 /// # Ok::<(), Error>(())
 /// ```
 pub fn provider_of(piece: PhysBvec) -> Result<Option<Provider>> {
-    let guard = rcu::read_lock();
-    let (owner, len) = find(piece, &guard);
+    let (owner, len) = owner_of(piece);
     if len != piece.len() {
         return Err(EFAULT);
     }
-    Ok(owner.map(|inner| Provider(inner.into())))
+    Ok(owner)
 }
 
 /// Enters a range. Its clients know their routes when this returns. May sleep.
@@ -248,7 +254,7 @@ fn revoke(inner: &Arc<Inner>) {
         let Some(attachment) = inner.attachment_of(id) else {
             continue;
         };
-        while !attachment.wait(msecs_to_jiffies(PATIENCE_MS)) {
+        while !attachment.wait_timeout(msecs_to_jiffies(PATIENCE_MS)) {
             match attachment.client.device() {
                 Some(client) => dev_warn!(
                     inner.range.dev,
@@ -344,7 +350,7 @@ impl Drop for Member {
                 break;
             };
             attachment.kill();
-            while !attachment.wait(msecs_to_jiffies(PATIENCE_MS)) {
+            while !attachment.wait_timeout(msecs_to_jiffies(PATIENCE_MS)) {
                 if let Some(client) = attachment.client.device() {
                     dev_warn!(client, "goes, but has memory of a provider mapped\n");
                 }
