@@ -35,6 +35,7 @@ use super::{
     provider::{
         Attached,
         Attachment,
+        Inner,
         Live,
         Provider, //
     },
@@ -806,7 +807,7 @@ impl<S: Source, B: Backend> Segments<'_, '_, S, B> {
             None => return Err(EFAULT),
             Some(owner) => {
                 // SAFETY: We borrow the client, so it does not go.
-                let attachment = unsafe { owner.attachment(self.client.member.id(), guard) }
+                let attachment = unsafe { Inner::attachment(owner, self.client.member.id(), guard) }
                     // It came when the memory was being revoked already.
                     .ok_or(ENODEV)?;
                 match attachment.route {

@@ -192,13 +192,15 @@ impl Inner {
     /// The client does not go while `guard` lives.
     #[inline]
     pub(super) unsafe fn attachment<'g>(
-        &'g self,
+        this: ArcBorrow<'g, Self>,
         id: usize,
         guard: &'g rcu::Guard,
     ) -> Option<ArcBorrow<'g, Attached>> {
+        // SAFETY: `this` is borrowed for as long.
+        let this = unsafe { &*core::ptr::from_ref(&*this) };
         // SAFETY: It is removed when the client goes, which it does not by the safety requirements;
-        // or when the provider is dropped, a grace period after its revocation.
-        unsafe { self.attachments.load_rcu(id, guard) }
+        // or a grace period after the provider was revoked.
+        unsafe { this.attachments.load_rcu(id, guard) }
     }
 
     /// The attachment of client number `id`; number [`None`] is the CPU.

@@ -44,6 +44,7 @@ use crate::{
         },
         rcu,
         Arc,
+        ArcBorrow,
         Mutex,
         SetOnce, //
     },
@@ -139,14 +140,14 @@ pub(super) fn any() -> bool {
 ///
 /// [`None`]: no provider's. May be called in any context.
 #[inline]
-pub(super) fn find(piece: PhysBvec, guard: &rcu::Guard) -> (Option<&Inner>, u32) {
+pub(super) fn find(piece: PhysBvec, guard: &rcu::Guard) -> (Option<ArcBorrow<'_, Inner>>, u32) {
     if !any() {
         return (None, piece.len());
     }
     search(piece, guard)
 }
 
-fn search(piece: PhysBvec, guard: &rcu::Guard) -> (Option<&Inner>, u32) {
+fn search(piece: PhysBvec, guard: &rcu::Guard) -> (Option<ArcBorrow<'_, Inner>>, u32) {
     let nobody = (None, piece.len());
     let Some(registry) = REGISTRY.as_ref() else {
         return nobody;
@@ -168,7 +169,8 @@ fn search(piece: PhysBvec, guard: &rcu::Guard) -> (Option<&Inner>, u32) {
         }
         Some(inner) => {
             let end = inner.range.last.min(piece.last());
-            (Some(inner), (end - piece.phys()) as u32 + 1)
+            let len = (end - piece.phys()) as u32 + 1;
+            (Some(inner), len)
         }
     }
 }

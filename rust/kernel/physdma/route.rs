@@ -16,7 +16,10 @@ use crate::{
         Device, //
     },
     fmt,
-    io::PhysAddr,
+    io::{
+        resource::Flags,
+        PhysAddr, //
+    },
     pci,
     prelude::*,
     sync::aref::ARef, //
@@ -108,10 +111,10 @@ pub struct BarRange {
 impl BarRange {
     /// `len` bytes from `start` on of BAR `bar` of `dev`.
     pub(super) fn new(dev: &pci::Device<Bound>, bar: u32, start: u64, len: u64) -> Result<Self> {
-        if !dev.is_memory_bar(bar) || len == 0 {
+        if !dev.resource(bar)?.flags().contains(Flags::IORESOURCE_MEM) || len == 0 {
             return Err(EINVAL);
         }
-        if !dev.bars_can_be_mapped() {
+        if !dev.has_mappable_bars() {
             return Err(EOPNOTSUPP);
         }
         let end = start.checked_add(len).ok_or(EINVAL)?;
