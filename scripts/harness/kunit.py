@@ -19,7 +19,7 @@ from .vm import CommandError, Vm, VmError
 
 DOCTESTS = "rust_doctests_kernel"
 # The doc examples that are ours to keep: of the layer and of what patches/ add.
-OUR_DOCTESTS = re.compile(r"_(physdma|block_mq)_")
+OUR_DOCTESTS = re.compile(r"_(physdma|block_mq|pci)_")
 
 
 def suites(kernel: Path) -> list[str]:
@@ -30,8 +30,11 @@ def suites(kernel: Path) -> list[str]:
 
 def machine() -> Machine:
     """What the suites find: real PCI devices behind a strict IOMMU."""
+    # The last one shares the shared memory's root port, the third.
     return Machine(iommu="strict", append=["kunit.filter_glob=none"],
-                   devices=[Ssd(cmb_mb=16), Ssd(block_size=4096), Ivshmem(), Edu(), PciTestdev()])
+                   devices=[Ssd(cmb_mb=16), Ssd(block_size=4096),
+                            Ivshmem(options={"multifunction": "on"}), Edu(), PciTestdev(),
+                            Edu(options={"bus": "port2", "addr": "0.1"})])
 
 
 def run_suites(results: Results, kernel: Path, names: list[str]) -> None:
