@@ -2,6 +2,7 @@
 
 #include <linux/dma-direct.h>
 #include <linux/dma-map-ops.h>
+#include <linux/genalloc.h>
 #include <linux/highmem.h>
 #include <linux/iommu-dma.h>
 #include <linux/mm.h>
@@ -43,6 +44,18 @@ __rust_helper dma_addr_t rust_helper_phys_to_dma(struct device *dev,
 						 phys_addr_t phys)
 {
 	return phys_to_dma(dev, phys);
+}
+
+__rust_helper unsigned long rust_helper_gen_pool_alloc(struct gen_pool *pool,
+						       size_t size)
+{
+	return gen_pool_alloc(pool, size);
+}
+
+__rust_helper void rust_helper_gen_pool_free(struct gen_pool *pool,
+					     unsigned long addr, size_t size)
+{
+	gen_pool_free(pool, addr, size);
 }
 
 /* Maps the page of @phys, if there is one; the address of @phys itself. */

@@ -51,7 +51,7 @@ impl Iova {
     #[inline]
     pub fn size(&self) -> usize {
         // The highest bit says that bounce buffers are in use. CAST: It came from a `usize`.
-        (self.0.__size & !bindings::DMA_IOVA_USE_SWIOTLB) as usize
+        (self.0.__size << 1 >> 1) as usize
     }
 }
 

@@ -34,10 +34,7 @@ use crate::{
     io::PhysAddr,
     prelude::*, //
 };
-use core::{
-    marker::PhantomData,
-    mem::ManuallyDrop, //
-};
+use core::mem::ManuallyDrop;
 
 mod private {
     pub trait Sealed {}
@@ -50,10 +47,13 @@ mod private {
 pub trait State: private::Sealed {}
 
 /// Memory is being linked; the device must not be told about it yet.
-pub enum Linking {}
+pub struct Linking {
+    /// The IOMMU's smallest page less one.
+    granule: u32,
+}
 
 /// All that is linked is visible to the device.
-pub enum Synced {}
+pub struct Synced(());
 
 impl State for Linking {}
 impl State for Synced {}
@@ -103,11 +103,9 @@ pub struct IovaSpace<B: Backend, S: State> {
     backend: B,
     iova: Iova,
     linked: usize,
-    /// The IOMMU's smallest page less one.
-    granule: u32,
     dir: DataDirection,
     memory: Memory,
-    _state: PhantomData<S>,
+    state: S,
 }
 
 impl<B: Backend> IovaSpace<B, Linking> {
@@ -133,11 +131,10 @@ impl<B: Backend> IovaSpace<B, Linking> {
             backend,
             iova,
             linked: 0,
-            granule,
             dir,
             // Until something else is linked.
             memory: Memory::Mmio,
-            _state: PhantomData,
+            state: Linking { granule },
         })
     }
 
@@ -174,15 +171,15 @@ impl<B: Backend> IovaSpace<B, Linking> {
             // The range starts where the first piece does in its granule, so its end tells where
             // the last piece ended in its own.
             let end = self.iova.addr().wrapping_add(self.linked as DmaAddress);
-            if piece.phys() & PhysAddr::from(self.granule) != 0
-                || end & DmaAddress::from(self.granule) != 0
+            if piece.phys() & PhysAddr::from(self.state.granule) != 0
+                || end & DmaAddress::from(self.state.granule) != 0
             {
                 return Err(EINVAL);
             }
         } else {
             // CAST: The granule has 32 bits.
-            let offset = (piece.phys() & PhysAddr::from(self.granule)) as u32;
-            if offset != (self.iova.addr() & DmaAddress::from(self.granule)) as u32 {
+            let offset = (piece.phys() & PhysAddr::from(self.state.granule)) as u32;
+            if offset != (self.iova.addr() & DmaAddress::from(self.state.granule)) as u32 {
                 return Err(EINVAL);
             }
         }
@@ -233,10 +230,9 @@ impl<B: Backend> IovaSpace<B, Linking> {
             backend: this.backend,
             iova: this.iova,
             linked: this.linked,
-            granule: this.granule,
             dir: this.dir,
             memory: this.memory,
-            _state: PhantomData,
+            state: Synced(()),
         })
     }
 }

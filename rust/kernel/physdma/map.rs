@@ -286,7 +286,9 @@ impl<'a, B: Backend> Client<'a, B> {
 /// [`unmap()`](Self::unmap), empty.
 pub struct Mapping<'c, B: Backend = Dma<'c>> {
     state: State<B>,
-    notes: Notes<'c>,
+    /// The memory of one provider, the commonest case.
+    live: Option<Live>,
+    notes: Option<MempoolVec<'c, Note>>,
 }
 
 enum State<B: Backend> {
@@ -308,14 +310,7 @@ enum State<B: Backend> {
     Spilled { backend: B, dir: DataDirection },
 }
 
-/// What must be remembered beside the state.
-enum Notes<'c> {
-    None,
-    /// Of one provider's memory, the commonest.
-    Live(Live),
-    List(MempoolVec<'c, Note>),
-}
-
+/// What else must be remembered.
 enum Note {
     /// A piece that was mapped by itself.
     Piece {
@@ -334,7 +329,8 @@ impl<B: Backend> Default for Mapping<'_, B> {
     fn default() -> Self {
         Self {
             state: State::Idle,
-            notes: Notes::None,
+            live: None,
+            notes: None,
         }
     }
 }
@@ -365,7 +361,7 @@ impl<'c, B: Backend> Mapping<'c, B> {
                 // SAFETY: This is what `Segments::map_single` mapped, and it is forgotten below.
             } => unsafe { backend.unmap_phys(*dma, *len as usize, *dir, *memory) },
             State::Spilled { backend, dir } => {
-                for note in self.notes.list() {
+                for note in self.notes() {
                     if let Note::Piece { dma, len, memory } = *note {
                         // SAFETY: This is what `Segments::map_piece` mapped, and it is forgotten
                         // below.
@@ -376,13 +372,16 @@ impl<'c, B: Backend> Mapping<'c, B> {
         }
         self.state = State::Idle;
         // Last: providers' memory is kept until no device has an address of it.
-        self.notes = Notes::None;
+        if self.live.is_some() || self.notes.is_some() {
+            self.live = None;
+            self.notes = None;
+        }
     }
 
     /// How many pieces had to be remembered one by one.
     #[inline]
     pub fn spilled(&self) -> usize {
-        let pieces = self.notes.list().iter();
+        let pieces = self.notes().iter();
         pieces.filter(|n| matches!(n, Note::Piece { .. })).count()
     }
 
@@ -391,48 +390,31 @@ impl<'c, B: Backend> Mapping<'c, B> {
         if let State::Idle = self.state {
             self.state = State::Noted;
         }
-        if let Notes::None = self.notes {
-            self.notes = Notes::Live(live);
+        if self.live.is_none() {
+            self.live = Some(live);
             return Ok(());
         }
         self.note(Note::Live(live), spill)
     }
 
     fn note(&mut self, note: Note, spill: &'c Mempool<Note>) -> Result {
-        if !matches!(self.notes, Notes::List(_)) {
-            let list = Notes::List(spill.alloc(GFP_ATOMIC)?);
-            let before = core::mem::replace(&mut self.notes, list);
-            if let (Notes::Live(live), Notes::List(list)) = (before, &mut self.notes) {
-                // There is room for more than one note.
-                list.push(Note::Live(live))?;
-            }
-        }
-        match &mut self.notes {
-            // Each note is of one segment or more, so a full list means too many of them.
-            Notes::List(list) => list.push(note).map_err(|_| EINVAL),
-            _ => Err(EINVAL),
-        }
+        let notes = match &mut self.notes {
+            Some(notes) => notes,
+            None => self.notes.insert(spill.alloc(GFP_ATOMIC)?),
+        };
+        // Each note is of one segment or more, so a full list means too many of them.
+        notes.push(note).map_err(|_| EINVAL)
+    }
+
+    fn notes(&self) -> &[Note] {
+        self.notes.as_deref().unwrap_or_default()
     }
 
     /// Whether the memory of `attachment`'s provider is kept already.
     fn keeps(&self, attachment: &Attachment) -> bool {
-        match &self.notes {
-            Notes::None => false,
-            Notes::Live(live) => live.is_of(attachment),
-            Notes::List(list) => list.iter().any(|note| match note {
-                Note::Live(live) => live.is_of(attachment),
-                Note::Piece { .. } => false,
-            }),
-        }
-    }
-}
-
-impl Notes<'_> {
-    fn list(&self) -> &[Note] {
-        match self {
-            Self::List(list) => list,
-            _ => &[],
-        }
+        let kept = |note: &Note| matches!(note, Note::Live(live) if live.is_of(attachment));
+        self.live.as_ref().is_some_and(|live| live.is_of(attachment))
+            || self.notes().iter().any(kept)
     }
 }
 

@@ -40,14 +40,14 @@ impl Pool {
     ///
     /// - `EINVAL`: there is no whole page in the range.
     /// - `ENOMEM`.
-    pub(super) fn new(size: usize, node: i32) -> Result<Self> {
+    pub(super) fn new(size: usize) -> Result<Self> {
         let size = size >> PAGE_SHIFT << PAGE_SHIFT;
         if size == 0 || size.checked_add(BASE).is_none() {
             return Err(EINVAL);
         }
         // SAFETY: Any arguments are fine.
         // CAST: A page's size has few bits.
-        let pool = unsafe { bindings::gen_pool_create(PAGE_SHIFT as c_int, node) };
+        let pool = unsafe { bindings::gen_pool_create(PAGE_SHIFT as c_int, bindings::NUMA_NO_NODE) };
         // INVARIANT: It was just created.
         let this = Self {
             pool: NonNull::new(pool).ok_or(ENOMEM)?,
@@ -59,7 +59,7 @@ impl Pool {
                 BASE,
                 0,
                 size,
-                node,
+                bindings::NUMA_NO_NODE,
                 core::ptr::null_mut(),
             )
         })?;

@@ -315,7 +315,7 @@ impl Provider {
                 None => {
                     let range = &self.0.range;
                     let size = usize::try_from(range.last - range.first)?.saturating_add(1);
-                    let pool = Arc::new(Pool::new(size, range.dev.numa_node())?, GFP_KERNEL)?;
+                    let pool = Arc::new(Pool::new(size)?, GFP_KERNEL)?;
                     state.pool = Some(pool.clone());
                     pool
                 }

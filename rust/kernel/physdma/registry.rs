@@ -24,16 +24,12 @@ use super::{
 };
 use crate::{
     bindings,
-    device::{
-        Bound,
-        Device, //
+    device::Bound,
+    jump_label::{
+        static_branch_unlikely,
+        StaticKeyFalse, //
     },
-    io::PhysAddr,
-    jump_label::StaticKeyFalse,
-    maple_tree::{
-        InsertErrorKind,
-        MapleTreeRcu, //
-    },
+    maple_tree::InsertErrorKind,
     new_mutex,
     pci,
     prelude::*,
@@ -133,7 +129,7 @@ fn registry() -> Result<&'static Registry> {
 /// Whether there is any provider.
 #[inline]
 pub(super) fn any() -> bool {
-    physdma_providers.is_enabled()
+    static_branch_unlikely!(physdma_providers)
 }
 
 /// Whose memory `piece` begins with, and how many of its bytes are; never none.
@@ -251,7 +247,7 @@ fn revoke(inner: &Arc<Inner>) {
     };
     inner.tell_holders();
 
-    for id in core::iter::once(None).chain((0..clients).map(Some)) {
+    for id in Iterator::chain(core::iter::once(None), (0..clients).map(Some)) {
         // A client that leaves waits for itself.
         let Some(attachment) = inner.attachment_of(id) else {
             continue;
@@ -447,5 +443,69 @@ impl<'a> Registration<'a> {
 impl Drop for Registration<'_> {
     fn drop(&mut self) {
         revoke(&self.inner);
+    }
+}
+
+// Stand-in.
+#[pin_data]
+struct MapleTreeRcu<T: crate::types::ForeignOwnable> {
+    #[pin]
+    tree: crate::types::Opaque<bindings::maple_tree>,
+    _p: PhantomData<T>,
+}
+unsafe impl<T: crate::types::ForeignOwnable> Send for MapleTreeRcu<T> {}
+unsafe impl<T: crate::types::ForeignOwnable> Sync for MapleTreeRcu<T> {}
+struct Insert {
+    cause: InsertErrorKind,
+}
+impl<T: crate::types::ForeignOwnable> MapleTreeRcu<T> {
+    fn new() -> impl PinInit<Self> {
+        pin_init!(Self {
+            tree <- crate::types::Opaque::ffi_init(|slot| unsafe {
+                bindings::mt_init_flags(slot, bindings::MT_FLAGS_USE_RCU)
+            }),
+            _p: PhantomData,
+        })
+    }
+    fn insert_range(
+        &self,
+        r: core::ops::RangeInclusive<usize>,
+        v: T,
+        gfp: crate::alloc::Flags,
+    ) -> core::result::Result<(), Insert> {
+        let p = v.into_foreign();
+        let res = crate::error::to_result(unsafe {
+            bindings::mtree_insert_range(self.tree.get(), *r.start(), *r.end(), p, gfp.as_raw())
+        });
+        res.map_err(|e| {
+            drop(unsafe { T::from_foreign(p) });
+            Insert {
+                cause: if e == EEXIST {
+                    InsertErrorKind::Occupied
+                } else {
+                    InsertErrorKind::InvalidRequest
+                },
+            }
+        })
+    }
+    fn find<'a>(
+        &'a self,
+        r: core::ops::RangeInclusive<usize>,
+        _g: &'a rcu::Guard,
+    ) -> Option<T::Borrowed<'a>> {
+        let mut at = *r.start();
+        let p = unsafe { bindings::mt_find(self.tree.get(), &mut at, *r.end()) };
+        if p.is_null() {
+            return None;
+        }
+        Some(unsafe { T::borrow(p) })
+    }
+    fn erase(&self, at: usize) -> Option<T> {
+        let p = unsafe { bindings::mtree_erase(self.tree.get(), at) };
+        if p.is_null() {
+            return None;
+        }
+        rcu::synchronize_rcu();
+        Some(unsafe { T::from_foreign(p) })
     }
 }
