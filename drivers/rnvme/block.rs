@@ -140,9 +140,8 @@ impl<'a, R: Regs + 'a> Ops<'a, R> {
 
         match prp::build(
             || {
-                segments
-                    .next()
-                    .map(|s| s.map(|physdma::Segment { dma, len }| (dma, len)))
+                let segment = segments.next()?;
+                Ok(segment.map(|segment| (segment.dma, segment.len)))
             },
             bytes,
             &mut lists,

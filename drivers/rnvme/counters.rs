@@ -27,6 +27,9 @@ pub(crate) struct Counters {
     single: u64,
     iova_ranges: u64,
     piecewise: u64,
+    bus: u64,
+    internal: u64,
+    mixed: u64,
     spilled: u64,
 }
 
@@ -44,6 +47,9 @@ impl Counters {
             Path::Single => self.single += 1,
             Path::Iova => self.iova_ranges += 1,
             Path::Direct => self.piecewise += 1,
+            Path::Bus => self.bus += 1,
+            Path::Internal => self.internal += 1,
+            Path::Mixed => self.mixed += 1,
         }
         self.spilled += u64::from(moved.spilled != 0);
     }
@@ -57,6 +63,9 @@ impl AddAssign for Counters {
         self.single += other.single;
         self.iova_ranges += other.iova_ranges;
         self.piecewise += other.piecewise;
+        self.bus += other.bus;
+        self.internal += other.internal;
+        self.mixed += other.mixed;
         self.spilled += other.spilled;
     }
 }
@@ -65,13 +74,17 @@ impl fmt::Display for Counters {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "requests={} bytes={} segments={} single={} iova_ranges={} piecewise={} spilled={}",
+            "requests={} bytes={} segments={} single={} iova_ranges={} piecewise={} bus={} \
+             internal={} mixed={} spilled={}",
             self.requests,
             self.bytes,
             self.segments,
             self.single,
             self.iova_ranges,
             self.piecewise,
+            self.bus,
+            self.internal,
+            self.mixed,
             self.spilled
         )
     }

@@ -39,16 +39,19 @@ use kernel::{
         Limits,
         Linking,
         Mapping,
+        Memory,
         Path,
         PhysBvec,
         Source,
+        Topology,
         Virt, //
     },
     prelude::*,
     sizes::{
         SZ_256M,
         SZ_4M, //
-    }, //
+    },
+    sync::Arc, //
 };
 
 const LIMITS: Limits = Limits {
@@ -169,10 +172,11 @@ impl Backend for Faulty<'_, '_> {
         offset: usize,
         len: usize,
         dir: DataDirection,
+        memory: Memory,
     ) -> Result {
         self.fault()?;
         // SAFETY: By the safety requirements of this function.
-        unsafe { self.dma.link(iova, phys, offset, len, dir) }
+        unsafe { self.dma.link(iova, phys, offset, len, dir, memory) }
     }
 
     unsafe fn sync(self, iova: &mut Iova, len: usize) -> Result {
@@ -181,24 +185,38 @@ impl Backend for Faulty<'_, '_> {
         self.fault()
     }
 
-    unsafe fn destroy(self, iova: &mut Iova, linked: usize, dir: DataDirection) {
+    unsafe fn destroy(self, iova: &mut Iova, linked: usize, dir: DataDirection, memory: Memory) {
         // SAFETY: By the safety requirements of this function.
-        unsafe { self.dma.destroy(iova, linked, dir) }
+        unsafe { self.dma.destroy(iova, linked, dir, memory) }
     }
 
-    unsafe fn map_phys(self, phys: PhysAddr, len: usize, dir: DataDirection) -> Result<DmaAddress> {
+    unsafe fn map_phys(
+        self,
+        phys: PhysAddr,
+        len: usize,
+        dir: DataDirection,
+        memory: Memory,
+    ) -> Result<DmaAddress> {
         self.fault()?;
         // SAFETY: By the safety requirements of this function.
-        unsafe { self.dma.map_phys(phys, len, dir) }
+        unsafe { self.dma.map_phys(phys, len, dir, memory) }
     }
 
-    unsafe fn unmap_phys(self, dma: DmaAddress, len: usize, dir: DataDirection) {
+    unsafe fn unmap_phys(self, dma: DmaAddress, len: usize, dir: DataDirection, memory: Memory) {
         // SAFETY: By the safety requirements of this function.
-        unsafe { self.dma.unmap_phys(dma, len, dir) }
+        unsafe { self.dma.unmap_phys(dma, len, dir, memory) }
     }
 
     fn need_unmap(self) -> bool {
         self.dma.need_unmap()
+    }
+
+    fn coherent(self) -> bool {
+        self.dma.coherent()
+    }
+
+    fn topology(self) -> Result<Arc<dyn Topology>> {
+        self.dma.topology()
     }
 }
 
@@ -275,8 +293,8 @@ impl DeviceTest for ManyPieces {
                 IovaSpace::try_alloc(dma, pieces[0].phys(), 2 * SZ_4M, FromDevice).ok_or(ENOSPC)?;
             // SAFETY: The buffers are freed after `space` is dropped.
             unsafe {
-                space.link(pieces[0])?;
-                space.link(pieces[1])?;
+                space.link(pieces[0], Memory::Ram)?;
+                space.link(pieces[1], Memory::Ram)?;
             }
             let space = space.sync()?;
             check!(space.len() == 2 * SZ_4M);
@@ -314,7 +332,7 @@ impl DeviceTest for DropInEachState {
                     let mut space = alloc()?;
                     for piece in &pieces[..links] {
                         // SAFETY: The pages are freed after `space` is dropped.
-                        unsafe { space.link(*piece) }?;
+                        unsafe { space.link(*piece, Memory::Ram) }?;
                     }
                     if sync {
                         check!(space.sync().is_ok() == (links > 0));
@@ -348,7 +366,7 @@ impl DeviceTest for FailEachStep {
                             .ok_or(ENODEV)?;
                     for piece in &pieces {
                         // SAFETY: The pages are freed after `space` is dropped.
-                        unsafe { space.link(*piece) }?;
+                        unsafe { space.link(*piece, Memory::Ram) }?;
                     }
                     space.sync().map(drop)
                 };

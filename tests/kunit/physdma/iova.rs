@@ -20,6 +20,7 @@ mod tests {
         },
         physdma::{
             IovaSpace,
+            Memory,
             Linking,
             PhysBvec, //
         },
@@ -44,9 +45,9 @@ mod tests {
         let mut space = alloc(&recorder, 0x5800, 0x2000)?;
         // SAFETY: The recorder touches no memory; here and below.
         unsafe {
-            space.link(piece(0x5800, 0x800)?)?;
-            space.link(piece(0x9000, 0x1000)?)?;
-            space.link(piece(0x2000, 0x800)?)?;
+            space.link(piece(0x5800, 0x800)?, Memory::Ram)?;
+            space.link(piece(0x9000, 0x1000)?, Memory::Ram)?;
+            space.link(piece(0x2000, 0x800)?, Memory::Ram)?;
         }
         let space = space.sync()?;
         assert_eq!(space.addr(), BASE + 0x800);
@@ -98,7 +99,7 @@ mod tests {
             let mut space = alloc(&recorder, 0x1000, 0x3000)?;
             for i in 0..links {
                 // SAFETY: As above.
-                unsafe { space.link(piece(0x1000 + 0x2000 * u64::from(i), 0x1000)?) }?;
+                unsafe { space.link(piece(0x1000 + 0x2000 * u64::from(i), 0x1000)?, Memory::Ram) }?;
             }
             drop(space);
             let linked = links as usize * 0x1000;
@@ -110,7 +111,7 @@ mod tests {
         let recorder = Recorder::new();
         let mut space = alloc(&recorder, 0x1000, 0x3000)?;
         // SAFETY: As above.
-        unsafe { space.link(piece(0x1000, 0x1000)?) }?;
+        unsafe { space.link(piece(0x1000, 0x1000)?, Memory::Ram) }?;
         let space = space.sync()?;
         assert_eq!(space.len(), 0x1000);
         drop(space);
@@ -130,10 +131,10 @@ mod tests {
             let mut space = alloc(&recorder, 0x1000, 0x4000)?;
             for i in 0..good {
                 // SAFETY: As above.
-                unsafe { space.link(piece(0x1000 + 0x2000 * u64::from(i), 0x1000)?) }?;
+                unsafe { space.link(piece(0x1000 + 0x2000 * u64::from(i), 0x1000)?, Memory::Ram) }?;
             }
             // SAFETY: As above.
-            assert_eq!(unsafe { space.link(piece(0x9000, 0x1000)?) }, Err(FAULT));
+            assert_eq!(unsafe { space.link(piece(0x9000, 0x1000)?, Memory::Ram) }, Err(FAULT));
             drop(space);
             let linked = good as usize * 0x1000;
             assert_eq!(recorder.count(|call| *call == Call::Destroy { linked }), 1);
@@ -148,7 +149,7 @@ mod tests {
         recorder.fail_after(1);
         let mut space = alloc(&recorder, 0x1000, 0x1000)?;
         // SAFETY: As above.
-        unsafe { space.link(piece(0x1000, 0x1000)?) }?;
+        unsafe { space.link(piece(0x1000, 0x1000)?, Memory::Ram) }?;
         assert_eq!(space.sync().err(), Some(FAULT));
         assert_eq!(
             recorder.count(|call| *call == Call::Destroy { linked: 0x1000 }),
@@ -179,11 +180,11 @@ mod tests {
         let mut space = alloc(&recorder, 0x1000, 0x1800)?;
         // SAFETY: As above.
         unsafe {
-            assert_eq!(space.link(piece(0x1000, 0x2000)?), Err(EINVAL));
-            space.link(piece(0x1000, 0x1000)?)?;
-            assert_eq!(space.link(piece(0x5000, 0x1000)?), Err(EINVAL));
+            assert_eq!(space.link(piece(0x1000, 0x2000)?, Memory::Ram), Err(EINVAL));
+            space.link(piece(0x1000, 0x1000)?, Memory::Ram)?;
+            assert_eq!(space.link(piece(0x5000, 0x1000)?, Memory::Ram), Err(EINVAL));
             // What is refused changes nothing.
-            space.link(piece(0x5000, 0x800)?)?;
+            space.link(piece(0x5000, 0x800)?, Memory::Ram)?;
         }
         assert_eq!(space.sync()?.len(), 0x1800);
         assert!(recorder.clean());
@@ -196,8 +197,8 @@ mod tests {
         let mut space = alloc(&recorder, 0x1200, 0x4000)?;
         // SAFETY: As above.
         unsafe {
-            assert_eq!(space.link(piece(0x1000, 0x1000)?), Err(EINVAL));
-            space.link(piece(0x5200, 0xe00)?)?;
+            assert_eq!(space.link(piece(0x1000, 0x1000)?, Memory::Ram), Err(EINVAL));
+            space.link(piece(0x5200, 0xe00)?, Memory::Ram)?;
         }
         assert_eq!(space.sync()?.len(), 0xe00);
         assert!(recorder.clean());
@@ -211,12 +212,12 @@ mod tests {
         // SAFETY: As above.
         unsafe {
             // The first may start anywhere.
-            space.link(piece(0x1200, 0xe00)?)?;
+            space.link(piece(0x1200, 0xe00)?, Memory::Ram)?;
             // No other may.
-            assert_eq!(space.link(piece(0x5200, 0xe00)?), Err(EINVAL));
+            assert_eq!(space.link(piece(0x5200, 0xe00)?, Memory::Ram), Err(EINVAL));
             // One that ends off the granule can only be the last.
-            space.link(piece(0x8000, 0x600)?)?;
-            assert_eq!(space.link(piece(0x9000, 0x1000)?), Err(EINVAL));
+            space.link(piece(0x8000, 0x600)?, Memory::Ram)?;
+            assert_eq!(space.link(piece(0x9000, 0x1000)?, Memory::Ram), Err(EINVAL));
         }
         assert_eq!(space.sync()?.len(), 0x1400);
         assert!(recorder.clean());

@@ -8,16 +8,23 @@ use core::cell::{
     RefCell, //
 };
 use kernel::{
+    device::Device,
     dma::{
         DataDirection,
         DmaAddress, //
     },
     io::PhysAddr,
     physdma::{
+        BarRange,
         Backend,
-        Iova, //
+        Iova,
+        Memory,
+        Refused,
+        Route,
+        Topology, //
     },
-    prelude::*, //
+    prelude::*,
+    sync::Arc, //
 };
 
 /// What was called, in the words of the DMA API.
@@ -57,11 +64,15 @@ pub(crate) const BASE: DmaAddress = 0x1_0000_0000;
 pub(crate) struct Recorder {
     calls: RefCell<KVec<Call>>,
     /// What is mapped by itself at the moment.
-    mapped: RefCell<KVec<(DmaAddress, usize, DataDirection)>>,
+    mapped: RefCell<KVec<(DmaAddress, usize, DataDirection, Memory)>>,
     /// How much of the IOVA range is linked, if there is one.
     linked: Cell<Option<usize>>,
     /// In which direction.
     dir: Cell<Option<DataDirection>>,
+    /// Whether some of what is linked is RAM.
+    ram: Cell<bool>,
+    /// What each call that maps was told of the memory.
+    memories: RefCell<KVec<Memory>>,
     /// Something was undone that had not been done.
     broken: Cell<bool>,
     /// How many calls that can fail will work.
@@ -69,6 +80,9 @@ pub(crate) struct Recorder {
     pub(crate) granule: Cell<u64>,
     pub(crate) has_iova: Cell<bool>,
     pub(crate) max_bytes: Cell<usize>,
+    pub(crate) coherent: Cell<bool>,
+    /// How it reaches the memory of others.
+    pub(crate) topology: RefCell<Option<Arc<dyn Topology>>>,
     /// From which mapping on the answer to "need unmap?" is yes.
     pub(crate) need_unmap_from: Cell<usize>,
 }
@@ -81,11 +95,15 @@ impl Recorder {
             mapped: RefCell::new(KVec::new()),
             linked: Cell::new(None),
             dir: Cell::new(None),
+            ram: Cell::new(false),
+            memories: RefCell::new(KVec::new()),
             broken: Cell::new(false),
             good: Cell::new(usize::MAX),
             granule: Cell::new(0xfff),
             has_iova: Cell::new(true),
             max_bytes: Cell::new(usize::MAX),
+            coherent: Cell::new(true),
+            topology: RefCell::new(None),
             need_unmap_from: Cell::new(0),
         }
     }
@@ -133,6 +151,17 @@ impl Recorder {
         }
     }
 
+    /// What the calls that map were told of the memory, in order.
+    pub(crate) fn memories(&self) -> core::cell::Ref<'_, KVec<Memory>> {
+        self.memories.borrow()
+    }
+
+    fn kinds(&self, memory: Memory) -> Result {
+        self.ram.set(self.ram.get() || memory == Memory::Ram);
+        self.memories.borrow_mut().push(memory, GFP_KERNEL)?;
+        Ok(())
+    }
+
     fn fault(&self) -> Result {
         let left = self.good.get().checked_sub(1).ok_or(FAULT)?;
         self.good.set(left);
@@ -167,8 +196,10 @@ impl Backend for &Recorder {
         offset: usize,
         len: usize,
         dir: DataDirection,
+        memory: Memory,
     ) -> Result {
         self.note(Call::Link { phys, offset, len });
+        self.kinds(memory)?;
         self.fault()?;
         if self.linked.get() != Some(offset)
             || self.dir.replace(Some(dir)).is_some_and(|prev| prev != dir)
@@ -187,25 +218,40 @@ impl Backend for &Recorder {
         self.fault()
     }
 
-    unsafe fn destroy(self, _iova: &mut Iova, linked: usize, dir: DataDirection) {
+    unsafe fn destroy(self, _iova: &mut Iova, linked: usize, dir: DataDirection, memory: Memory) {
         self.note(Call::Destroy { linked });
+        // What was linked last may be the other kind where the device is coherent.
+        let ram = self.ram.take();
+        if linked > 0 && (memory == Memory::Ram) != ram {
+            self.broken.set(true);
+        }
         if self.linked.take() != Some(linked) || self.dir.take().is_some_and(|prev| prev != dir) {
             self.broken.set(true);
         }
     }
 
-    unsafe fn map_phys(self, phys: PhysAddr, len: usize, dir: DataDirection) -> Result<DmaAddress> {
+    unsafe fn map_phys(
+        self,
+        phys: PhysAddr,
+        len: usize,
+        dir: DataDirection,
+        memory: Memory,
+    ) -> Result<DmaAddress> {
         self.note(Call::MapPhys { phys, len });
+        self.kinds(memory)?;
+        self.ram.set(false);
         self.fault()?;
         let dma = BASE + phys;
-        self.mapped.borrow_mut().push((dma, len, dir), GFP_KERNEL)?;
+        self.mapped
+            .borrow_mut()
+            .push((dma, len, dir, memory), GFP_KERNEL)?;
         Ok(dma)
     }
 
-    unsafe fn unmap_phys(self, dma: DmaAddress, len: usize, dir: DataDirection) {
+    unsafe fn unmap_phys(self, dma: DmaAddress, len: usize, dir: DataDirection, memory: Memory) {
         self.note(Call::UnmapPhys { dma, len });
         let mut mapped = self.mapped.borrow_mut();
-        match mapped.iter().position(|&piece| piece == (dma, len, dir)) {
+        match mapped.iter().position(|&piece| piece == (dma, len, dir, memory)) {
             Some(i) => drop(mapped.remove(i)),
             None => self.broken.set(true),
         }
@@ -214,5 +260,29 @@ impl Backend for &Recorder {
     fn need_unmap(self) -> bool {
         let mapped = self.count(|call| matches!(call, Call::MapPhys { .. }));
         mapped > self.need_unmap_from.get()
+    }
+
+    fn coherent(self) -> bool {
+        self.coherent.get()
+    }
+
+    fn topology(self) -> Result<Arc<dyn Topology>> {
+        match &*self.topology.borrow() {
+            Some(topology) => Ok(topology.clone()),
+            None => Ok(Arc::new(Nowhere, GFP_KERNEL)?),
+        }
+    }
+}
+
+/// A device that reaches no other.
+struct Nowhere;
+
+impl Topology for Nowhere {
+    fn device(&self) -> Option<&Device> {
+        None
+    }
+
+    fn route(&self, _memory: &BarRange) -> Result<(Route, u32), Refused> {
+        Err(Refused::Bounce)
     }
 }
