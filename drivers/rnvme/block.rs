@@ -50,7 +50,6 @@ use kernel::{
     dma::DataDirection,
     fmt,
     physdma::{
-        self,
         Client,
         Limits,
         Mapping,

@@ -23,13 +23,15 @@ use super::{
     PhysBvec, //
 };
 use crate::{
-    bindings,
     device::Bound,
     jump_label::{
         static_branch_unlikely,
         StaticKeyFalse, //
     },
-    maple_tree::InsertErrorKind,
+    maple_tree::{
+        InsertErrorKind,
+        MapleTreeRcu, //
+    },
     new_mutex,
     pci,
     prelude::*,
@@ -158,12 +160,12 @@ fn search(piece: PhysBvec, guard: &rcu::Guard) -> (Option<ArcBorrow<'_, Inner>>,
     }
     // Both ends are looked at: a range may begin, or end, within the piece. CAST: Each of the
     // lengths is at most that of the piece.
-    match registry.ranges.find(first..=last, guard) {
+    match registry.ranges.iter(first..=last, guard).next() {
         None => nobody,
-        Some(inner) if piece.phys() < inner.range.first => {
+        Some((_, inner)) if piece.phys() < inner.range.first => {
             (None, (inner.range.first - piece.phys()) as u32)
         }
-        Some(inner) => {
+        Some((_, inner)) => {
             let end = inner.range.last.min(piece.last());
             let len = (end - piece.phys()) as u32 + 1;
             (Some(inner), len)
@@ -280,9 +282,8 @@ fn revoke(inner: &Arc<Inner>) {
         index(&inner.range).and_then(|(first, _)| registry.ranges.erase(first))
     };
     physdma_providers.dec();
-    // A reader may still look at it.
+    // Waits for whoever looks at it still.
     drop(erased);
-    rcu::synchronize_rcu();
 
     // Whoever keeps the object does not keep its clients.
     let _members = registry.members.lock();
@@ -443,69 +444,5 @@ impl<'a> Registration<'a> {
 impl Drop for Registration<'_> {
     fn drop(&mut self) {
         revoke(&self.inner);
-    }
-}
-
-// Stand-in.
-#[pin_data]
-struct MapleTreeRcu<T: crate::types::ForeignOwnable> {
-    #[pin]
-    tree: crate::types::Opaque<bindings::maple_tree>,
-    _p: PhantomData<T>,
-}
-unsafe impl<T: crate::types::ForeignOwnable> Send for MapleTreeRcu<T> {}
-unsafe impl<T: crate::types::ForeignOwnable> Sync for MapleTreeRcu<T> {}
-struct Insert {
-    cause: InsertErrorKind,
-}
-impl<T: crate::types::ForeignOwnable> MapleTreeRcu<T> {
-    fn new() -> impl PinInit<Self> {
-        pin_init!(Self {
-            tree <- crate::types::Opaque::ffi_init(|slot| unsafe {
-                bindings::mt_init_flags(slot, bindings::MT_FLAGS_USE_RCU)
-            }),
-            _p: PhantomData,
-        })
-    }
-    fn insert_range(
-        &self,
-        r: core::ops::RangeInclusive<usize>,
-        v: T,
-        gfp: crate::alloc::Flags,
-    ) -> core::result::Result<(), Insert> {
-        let p = v.into_foreign();
-        let res = crate::error::to_result(unsafe {
-            bindings::mtree_insert_range(self.tree.get(), *r.start(), *r.end(), p, gfp.as_raw())
-        });
-        res.map_err(|e| {
-            drop(unsafe { T::from_foreign(p) });
-            Insert {
-                cause: if e == EEXIST {
-                    InsertErrorKind::Occupied
-                } else {
-                    InsertErrorKind::InvalidRequest
-                },
-            }
-        })
-    }
-    fn find<'a>(
-        &'a self,
-        r: core::ops::RangeInclusive<usize>,
-        _g: &'a rcu::Guard,
-    ) -> Option<T::Borrowed<'a>> {
-        let mut at = *r.start();
-        let p = unsafe { bindings::mt_find(self.tree.get(), &mut at, *r.end()) };
-        if p.is_null() {
-            return None;
-        }
-        Some(unsafe { T::borrow(p) })
-    }
-    fn erase(&self, at: usize) -> Option<T> {
-        let p = unsafe { bindings::mtree_erase(self.tree.get(), at) };
-        if p.is_null() {
-            return None;
-        }
-        rcu::synchronize_rcu();
-        Some(unsafe { T::from_foreign(p) })
     }
 }

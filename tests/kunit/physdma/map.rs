@@ -31,6 +31,7 @@ mod tests {
             Client,
             Limits,
             Mapping,
+            Origin,
             Path,
             PhysBvec,
             Raw,
@@ -74,7 +75,8 @@ mod tests {
             list[..],
             [Segment {
                 dma: BASE + phys,
-                len: 0x400
+                len: 0x400,
+                origin: Origin::Mapped,
             }]
         );
         slot.unmap();
@@ -104,7 +106,8 @@ mod tests {
             list[..],
             [Segment {
                 dma: BASE + 0x800,
-                len: bytes as u32
+                len: bytes as u32,
+                origin: Origin::Mapped,
             }]
         );
         assert_eq!(recorder.count(|call| matches!(call, Call::Link { .. })), 32);
