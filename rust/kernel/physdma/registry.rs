@@ -60,11 +60,12 @@ static REGISTRY: SetOnce<Pin<KBox<Registry>>> = SetOnce::new();
 /// Each time that revocation has waited this long in vain, it says for whom.
 const PATIENCE_MS: u32 = 10_000;
 
+/// The span of all ranges: no provider has memory outside. Changed with the members locked.
+static SPAN_FIRST: Atomic<usize> = Atomic::new(usize::MAX);
+static SPAN_LAST: Atomic<usize> = Atomic::new(0);
+
 #[pin_data]
 struct Registry {
-    /// The span of all ranges: no provider has memory outside. Changed with `members` locked.
-    first: Atomic<usize>,
-    last: Atomic<usize>,
     #[pin]
     ranges: MapleTreeRcu<Arc<Inner>>,
     #[pin]
@@ -87,7 +88,7 @@ enum Slot {
 
 impl Members {
     /// Sets the span of all ranges.
-    fn set_span(&self, registry: &Registry) {
+    fn set_span(&self) {
         let (mut first, mut last) = (usize::MAX, 0);
         for inner in &self.providers {
             if let Some((from, to)) = index(&inner.range) {
@@ -95,8 +96,8 @@ impl Members {
                 last = last.max(to);
             }
         }
-        registry.first.store(first, Relaxed);
-        registry.last.store(last, Relaxed);
+        SPAN_FIRST.store(first, Relaxed);
+        SPAN_LAST.store(last, Relaxed);
     }
 }
 
@@ -112,8 +113,6 @@ fn registry() -> Result<&'static Registry> {
     if REGISTRY.as_ref().is_none() {
         let new = KBox::pin_init(
             try_pin_init!(Registry {
-                first: Atomic::new(usize::MAX),
-                last: Atomic::new(0),
                 ranges <- MapleTreeRcu::new(),
                 members <- new_mutex!(Members {
                     providers: KVec::new(),
@@ -134,12 +133,21 @@ pub(super) fn any() -> bool {
     static_branch_unlikely!(physdma_providers)
 }
 
+/// Whether a part of `piece` may be a provider's. May be called in any context.
+#[inline]
+pub(super) fn may_own(piece: PhysBvec) -> bool {
+    // Where an address does not fit, nothing can be registered.
+    any()
+        && usize::try_from(piece.last()).is_ok_and(|last| last >= SPAN_FIRST.load(Relaxed))
+        && usize::try_from(piece.phys()).is_ok_and(|first| first <= SPAN_LAST.load(Relaxed))
+}
+
 /// Whose memory `piece` begins with, and how many of its bytes are; never none.
 ///
 /// [`None`]: no provider's. May be called in any context.
 #[inline]
 pub(super) fn find(piece: PhysBvec, guard: &rcu::Guard) -> (Option<ArcBorrow<'_, Inner>>, u32) {
-    if !any() {
+    if !may_own(piece) {
         return (None, piece.len());
     }
     search(piece, guard)
@@ -155,9 +163,6 @@ fn search(piece: PhysBvec, guard: &rcu::Guard) -> (Option<ArcBorrow<'_, Inner>>,
         // Nothing can be registered there.
         return nobody;
     };
-    if last < registry.first.load(Relaxed) || first > registry.last.load(Relaxed) {
-        return nobody;
-    }
     // Both ends are looked at: a range may begin, or end, within the piece. CAST: Each of the
     // lengths is at most that of the piece.
     match registry.ranges.iter(first..=last, guard).next() {
@@ -228,7 +233,7 @@ fn enter(range: BarRange, has_pages: bool) -> Result<Arc<Inner>> {
             InsertErrorKind::InvalidRequest => EINVAL,
         })?;
     members.providers.push(inner.clone(), GFP_KERNEL)?;
-    members.set_span(registry);
+    members.set_span();
     drop(members);
 
     physdma_providers.inc();
@@ -278,7 +283,7 @@ fn revoke(inner: &Arc<Inner>) {
         if let Some(at) = members.providers.iter().position(|p| Arc::ptr_eq(p, inner)) {
             let _ = members.providers.remove(at);
         }
-        members.set_span(registry);
+        members.set_span();
         index(&inner.range).and_then(|(first, _)| registry.ranges.erase(first))
     };
     physdma_providers.dec();

@@ -364,7 +364,7 @@ impl private::Sealed for ReqBvecs<'_> {}
 impl Source for ReqBvecs<'_> {
     const MISS: Miss = Miss::Ram;
 
-    // The block layer does not put anything else into one request.
+    // The block layer puts nothing else into one request.
     const UNIFORM: bool = true;
 
     #[inline]
@@ -473,6 +473,9 @@ impl private::Sealed for Pages<'_> {}
 impl Source for Pages<'_> {
     const MISS: Miss = Miss::Ram;
 
+    // All of it is RAM.
+    const UNIFORM: bool = true;
+
     fn bytes(&self) -> usize {
         self.bytes
     }
@@ -570,6 +573,9 @@ impl private::Sealed for Virt {}
 
 impl Source for Virt {
     const MISS: Miss = Miss::Ram;
+
+    // All of it is RAM.
+    const UNIFORM: bool = true;
 
     fn bytes(&self) -> usize {
         self.bytes
