@@ -130,10 +130,10 @@ impl<'a, R: Regs + 'a> Ops<'a, R> {
 
         // SAFETY: A request that was mapped is unmapped, in `complete()` or by `give_up()`, before
         // it is ended.
-        let source = unsafe { ReqBvecs::new(rq) };
+        let mut source = unsafe { ReqBvecs::new(rq) };
         let mut segments = hw
             .client
-            .map(&mut data.mapping, source, dir)
+            .map(&mut data.mapping, &mut source, dir)
             .map_err(|e| Self::mapping_failed(&hw.queue, e))?;
         let mut lists = RequestLists::new(&hw.queue, tag, &mut data.lists);
 

@@ -702,7 +702,7 @@ impl<S: Source, B: Backend> Segments<'_, '_, S, B> {
     }
 
     /// Maps `piece` by itself.
-    #[inline]
+    #[inline(always)] // It is the loop where nothing can be joined.
     fn map_piece(&mut self, piece: PhysBvec) -> Result {
         let backend = self.client.backend;
         let len = piece.len();
@@ -883,6 +883,7 @@ impl<S: Source, B: Backend> Segments<'_, '_, S, B> {
     }
 
     /// Goes on to the next run of a request that is not all of one kind.
+    #[cold]
     fn map_next_mixed(&mut self) -> Result<bool> {
         let linked = matches!(self.slot.state, State::Iova(_));
         let Some((piece, run)) = self.next_run()? else {

@@ -80,6 +80,44 @@ pub trait Source: private::Sealed {
     }
 }
 
+impl<S: Source> private::Sealed for &mut S {}
+
+/// A source may be lent, which saves moving it.
+impl<S: Source> Source for &mut S {
+    const MISS: Miss = S::MISS;
+    const UNIFORM: bool = S::UNIFORM;
+
+    #[inline]
+    fn bytes(&self) -> usize {
+        S::bytes(self)
+    }
+
+    #[inline]
+    fn gaps(&self) -> u64 {
+        S::gaps(self)
+    }
+
+    #[inline]
+    fn next(&mut self) -> Option<PhysBvec> {
+        S::next(self)
+    }
+
+    #[inline]
+    fn miss(&self) -> Miss {
+        S::miss(self)
+    }
+
+    #[inline]
+    fn rewind(&mut self) {
+        S::rewind(self);
+    }
+
+    #[inline]
+    fn only(&self) -> Option<PhysBvec> {
+        S::only(self)
+    }
+}
+
 /// A list of raw physical addresses, of which nothing is known but what the provider registry
 /// says.
 ///
