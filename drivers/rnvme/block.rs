@@ -193,12 +193,14 @@ impl<'a, R: Regs + 'a> Ops<'a, R> {
     }
 
     /// Ends, or sends again, a request that the device will not answer any more.
+    ///
+    /// What should fail fast is not sent again, and with it the driver's own commands.
     pub(crate) fn give_up(mut rq: OwnedRequest<Self>, retry: bool, status: Status) {
-        let own = matches!(rq.op(), Op::DrvIn | Op::DrvOut);
+        let retry = retry && !rq.is_failfast();
         let data = rq.data_mut();
 
         data.mapping.unmap();
-        if retry && !own && data.retries < MAX_RETRIES {
+        if retry && data.retries < MAX_RETRIES {
             data.retries += 1;
             rq.requeue();
         } else {
