@@ -28,6 +28,7 @@
 mod access;
 mod backend;
 mod bvec;
+mod counter;
 mod iova;
 mod map;
 mod plan;
@@ -75,10 +76,13 @@ pub use self::provider::{
     Hold,
     Holder,
     Live,
-    Provider, //
+    Provider,
+    Traffic, //
 };
 pub use self::registry::{
     provider_of,
+    providers,
+    unknown_requests,
     Registration, //
 };
 pub use self::route::{

@@ -813,7 +813,10 @@ impl<S: Source, B: Backend> Segments<'_, '_, S, B> {
         let (owner, len) = registry::find(whole, guard);
         let (run, attachment) = match owner {
             None if self.source.miss() == Miss::Ram => (Run::Ram, None),
-            None => return Err(EFAULT),
+            None => {
+                registry::count_unknown();
+                return Err(EFAULT);
+            }
             Some(owner) => {
                 // SAFETY: We borrow the client, so it does not go.
                 let attachment = unsafe { Inner::attachment(owner, self.client.member.id(), guard) }
@@ -822,7 +825,7 @@ impl<S: Source, B: Backend> Segments<'_, '_, S, B> {
                 match attachment.route {
                     Ok((route, _)) => (Run::new(route, &owner.range), Some(attachment)),
                     Err(refused) => {
-                        attachment.complain(&owner.range);
+                        attachment.refuse(&owner.range);
                         return Err(refused.into());
                     }
                 }

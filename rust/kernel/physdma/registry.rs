@@ -64,6 +64,9 @@ const PATIENCE_MS: u32 = 10_000;
 static SPAN_FIRST: Atomic<usize> = Atomic::new(usize::MAX);
 static SPAN_LAST: Atomic<usize> = Atomic::new(0);
 
+/// Requests that were refused because nobody knows what is at an address.
+static UNKNOWN: Atomic<u64> = Atomic::new(0);
+
 #[pin_data]
 struct Registry {
     #[pin]
@@ -209,6 +212,32 @@ pub fn provider_of(piece: PhysBvec) -> Result<Option<Provider>> {
         return Err(EFAULT);
     }
     Ok(owner)
+}
+
+/// Counts a request with memory that nobody knows.
+#[cold]
+pub(super) fn count_unknown() {
+    UNKNOWN.fetch_add(1, Relaxed);
+}
+
+/// How many requests had memory of which nobody knows what it is.
+pub fn unknown_requests() -> u64 {
+    UNKNOWN.load(Relaxed)
+}
+
+/// All providers, those that are being revoked included. May sleep.
+///
+/// # Errors
+///
+/// `ENOMEM`.
+pub fn providers() -> Result<KVec<Provider>> {
+    let mut list = KVec::new();
+    if let Some(registry) = REGISTRY.as_ref() {
+        for inner in &registry.members.lock().providers {
+            list.push(Provider(inner.clone()), GFP_KERNEL)?;
+        }
+    }
+    Ok(list)
 }
 
 /// Enters a range. Its clients know their routes when this returns. May sleep.
