@@ -10,11 +10,6 @@ __rust_helper int rust_helper_dma_mapping_error(struct device *dev,
 	return dma_mapping_error(dev, dma_addr);
 }
 
-__rust_helper phys_addr_t rust_helper_page_to_phys(struct page *page)
-{
-	return page_to_phys(page);
-}
-
 /* Whether DMA can be done to @addr. May sleep: it looks at the resource tree. */
 __rust_helper bool rust_helper_physdma_virt_is_ram(const void *addr)
 {
