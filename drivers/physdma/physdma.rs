@@ -44,7 +44,6 @@ struct Physdma {
     routes: File<Show>,
     #[pin]
     errors: File<Show>,
-    _dir: Dir,
 }
 
 /// Every provider; what could not be listed is said.
@@ -54,42 +53,43 @@ fn for_each(
 ) -> fmt::Result {
     match physdma::providers() {
         Ok(providers) => providers.iter().try_for_each(|provider| show(f, provider)),
-        Err(_) => writeln!(f, "no memory to list the providers"),
+        Err(_) => f.write_fmt(fmt!("no memory to list the providers\n")),
     }
 }
 
 fn show_providers(f: &mut fmt::Formatter<'_>) -> fmt::Result {
-    writeln!(
-        f,
-        "device       bar first              last               pages state    cpu-maps holders"
-    )?;
+    f.write_fmt(fmt!(
+        "device       bar first              last               pages state    cpu-maps holders\n"
+    ))?;
     for_each(f, |f, provider| {
         let range = provider.range();
-        write!(
-            f,
+        f.write_fmt(fmt!(
             "{} {:3} {:#018x} {:#018x} {:5} {:8} {:8}",
             range.device().address(),
             range.bar(),
             range.first(),
             range.last(),
             if provider.has_pages() { "yes" } else { "no" },
-            if provider.is_revoked() { "revoked" } else { "open" },
+            if provider.is_revoked() {
+                "revoked"
+            } else {
+                "open"
+            },
             provider.cpu_traffic().1,
-        )?;
+        ))?;
         let mut result = Ok(());
         provider.for_each_holder(|name| {
-            result = result.and_then(|()| write!(f, " {}", name));
+            result = result.and_then(|()| f.write_fmt(fmt!(" {}", name)));
         });
         result?;
-        writeln!(f)
+        f.write_str("\n")
     })
 }
 
 fn show_routes(f: &mut fmt::Formatter<'_>) -> fmt::Result {
-    writeln!(
-        f,
-        "provider     bar client       hops mapped     in-flight  refused    route"
-    )?;
+    f.write_fmt(fmt!(
+        "provider     bar client       hops mapped     in-flight  refused    route\n"
+    ))?;
     for_each(f, |f, provider| {
         let mut result = Ok(());
         provider.for_each_client(|traffic| {
@@ -105,43 +105,49 @@ fn show_route(
     traffic: &Traffic<'_>,
 ) -> fmt::Result {
     let range = provider.range();
-    write!(f, "{} {:3} ", range.device().address(), range.bar())?;
+    f.write_fmt(fmt!("{} {:3} ", range.device().address(), range.bar()))?;
     match traffic.client {
-        Some(client) => write!(f, "{:12}", client.name())?,
-        None => write!(f, "{:12}", "-")?,
+        Some(client) => f.write_fmt(fmt!("{}", client.name()))?,
+        None => f.write_fmt(fmt!("{}", "-"))?,
     }
     match traffic.route {
-        Ok((_, hops)) => write!(f, " {hops:4}")?,
-        Err(_) => write!(f, "    -")?,
+        Ok((_, hops)) => f.write_fmt(fmt!(" {hops:4}"))?,
+        Err(_) => f.write_fmt(fmt!("    -"))?,
     }
-    write!(
-        f,
+    f.write_fmt(fmt!(
         " {:10} {:10} {:10} ",
-        traffic.mapped, traffic.in_flight, traffic.refused
-    )?;
+        traffic.mapped,
+        traffic.in_flight,
+        traffic.refused
+    ))?;
     match traffic.route {
-        Ok((Route::HostBridge, _)) => writeln!(f, "host bridge"),
-        Ok((Route::Bus { offset }, _)) => writeln!(f, "bus address, offset {offset:#x}"),
-        Ok((Route::Internal { bar, .. }, _)) => writeln!(f, "internal, BAR {bar}"),
-        Err(refused) => writeln!(f, "refused: {refused}"),
+        Ok((Route::HostBridge, _)) => f.write_fmt(fmt!("host bridge\n")),
+        Ok((Route::Bus { offset }, _)) => f.write_fmt(fmt!("bus address, offset {offset:#x}\n")),
+        Ok((Route::Internal { bar, .. }, _)) => f.write_fmt(fmt!("internal, BAR {bar}\n")),
+        Err(refused) => f.write_fmt(fmt!("refused: {refused}\n")),
     }
 }
 
 fn show_errors(f: &mut fmt::Formatter<'_>) -> fmt::Result {
-    writeln!(f, "unknown-address {}", physdma::unknown_requests())
+    f.write_fmt(fmt!("unknown-address {}\n", physdma::unknown_requests()))
+}
+
+/// A file that shows what `show` does.
+fn file<'a>(dir: &'a Dir, name: &'static CStr, show: Show) -> impl PinInit<File<Show>, Error> + 'a {
+    dir.read_callback_file(name, show, &|show: &Show, f: &mut fmt::Formatter<'_>| {
+        show(f)
+    })
 }
 
 impl kernel::InPlaceModule for Physdma {
     fn init(_module: &'static ThisModule) -> impl PinInit<Self, Error> {
-        let dir = Dir::new(c"physdma");
-        let file = |name: &'static CStr, show: Show| {
-            dir.read_callback_file(name, show, &|show: &Show, f: &mut fmt::Formatter<'_>| show(f))
-        };
-        try_pin_init!(Self {
-            providers <- file(c"providers", show_providers),
-            routes <- file(c"routes", show_routes),
-            errors <- file(c"errors", show_errors),
-            _dir: dir.clone(),
+        pin_init::pin_init_scope(move || {
+            let dir = Dir::new(c"physdma");
+            Ok(try_pin_init!(Self {
+                providers <- file(&dir, c"providers", show_providers),
+                routes <- file(&dir, c"routes", show_routes),
+                errors <- file(&dir, c"errors", show_errors),
+            }))
         })
     }
 }

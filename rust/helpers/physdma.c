@@ -16,11 +16,6 @@ __rust_helper int rust_helper_dma_mapping_error(struct device *dev,
 	return dma_mapping_error(dev, dma_addr);
 }
 
-__rust_helper phys_addr_t rust_helper_page_to_phys(struct page *page)
-{
-	return page_to_phys(page);
-}
-
 __rust_helper bool rust_helper_dev_is_dma_coherent(struct device *dev)
 {
 	return dev_is_dma_coherent(dev);

@@ -52,7 +52,7 @@ use core::marker::PhantomData;
 
 /// On while there is a provider.
 #[no_mangle]
-pub static physdma_providers: StaticKeyFalse = StaticKeyFalse::new();
+pub(super) static physdma_providers: StaticKeyFalse = StaticKeyFalse::new();
 
 /// Made when the first provider or client appears; never goes.
 static REGISTRY: SetOnce<Pin<KBox<Registry>>> = SetOnce::new();
