@@ -34,7 +34,7 @@ module! {
 }
 
 /// What is shown in a file.
-type Show = fn(&mut fmt::Formatter<'_>) -> fmt::Result;
+struct Show(fn(&mut fmt::Formatter<'_>) -> fmt::Result);
 
 #[pin_data]
 struct Physdma {
@@ -133,9 +133,9 @@ fn show_errors(f: &mut fmt::Formatter<'_>) -> fmt::Result {
 }
 
 /// A file that shows what `show` does.
-fn file<'a>(dir: &'a Dir, name: &'static CStr, show: Show) -> impl PinInit<File<Show>, Error> + 'a {
+fn file<'a>(dir: &'a Dir, name: &'static CStr, show: Show) -> impl PinInit<File<Show>> + 'a {
     dir.read_callback_file(name, show, &|show: &Show, f: &mut fmt::Formatter<'_>| {
-        show(f)
+        (show.0)(f)
     })
 }
 
@@ -144,9 +144,9 @@ impl kernel::InPlaceModule for Physdma {
         pin_init::pin_init_scope(move || {
             let dir = Dir::new(c"physdma");
             Ok(try_pin_init!(Self {
-                providers <- file(&dir, c"providers", show_providers),
-                routes <- file(&dir, c"routes", show_routes),
-                errors <- file(&dir, c"errors", show_errors),
+                providers <- file(&dir, c"providers", Show(show_providers)),
+                routes <- file(&dir, c"routes", Show(show_routes)),
+                errors <- file(&dir, c"errors", Show(show_errors)),
             }))
         })
     }
