@@ -237,7 +237,8 @@ impl<'a, B: Backend> Client<'a, B> {
     /// # Errors
     ///
     /// - `EINVAL`: the source is empty, or longer than [`Client::max_bytes`]; or the device has no
-    ///   route to a provider, for the reason that [`Client::route`] gives and the log has.
+    ///   route to a provider, for the reason that [`Client::route`] gives and the log has; or the
+    ///   memory is of so many providers that more than twice [`Limits::max_segments`] are noted.
     /// - `EFAULT`: nobody knows what kind of memory it is: a [`Raw`](super::Raw) list, and no
     ///   provider owns the address.
     /// - `ENODEV`: the provider's memory is being revoked.
@@ -278,6 +279,26 @@ impl<'a, B: Backend> Client<'a, B> {
         }
         Ok(segments)
     }
+}
+
+/// The provider that is nearest to all of `clients`: to which each of them has a route, and whose
+/// distances from them, in hops, have the smallest sum. Of several, the one that has been there
+/// longest; [`None`] if there is none, or no client. May sleep.
+///
+/// Corresponds to C's `pci_p2pmem_find_many()`.
+///
+/// # Examples
+///
+/// ```
+/// use kernel::physdma::{nearest_provider, Allocation, Client};
+///
+/// /// A page to move data from one device to the other.
+/// fn between(from: &Client<'_>, to: &Client<'_>) -> Result<Allocation> {
+///     nearest_provider(&[from, to]).ok_or(ENODEV)?.alloc(0x1000)
+/// }
+/// ```
+pub fn nearest_provider<B: Backend>(clients: &[&Client<'_, B>]) -> Option<Provider> {
+    registry::nearest(clients.iter().map(|client| client.member.id()))
 }
 
 /// What has been mapped for a request, and how it is undone.
@@ -402,7 +423,7 @@ impl<'c, B: Backend> Mapping<'c, B> {
             Some(notes) => notes,
             None => self.notes.insert(spill.alloc(GFP_ATOMIC)?),
         };
-        // Each note is of one segment or more, so a full list means too many of them.
+        // Too many segments, or too many providers.
         notes.push(note).map_err(|_| EINVAL)
     }
 
