@@ -78,6 +78,8 @@ pub(crate) use check_eq;
 /// Which devices a test wants.
 pub(crate) trait Which: 'static {
     const TABLE: pci::IdTable<()>;
+    /// The name of the driver that binds to them.
+    const NAME: &'static CStr;
     /// What they can address.
     const MASK: DmaMask = DmaMask::new::<32>();
 }
@@ -117,15 +119,18 @@ kernel::pci_device_table!(
 
 impl Which for Memory {
     const TABLE: pci::IdTable<()> = &MEMORY;
+    const NAME: &'static CStr = c"physdma_kunit_memory";
 }
 
 impl Which for Edu {
     const TABLE: pci::IdTable<()> = &EDU;
+    const NAME: &'static CStr = c"physdma_kunit_edu";
     const MASK: DmaMask = DmaMask::new::<28>();
 }
 
 impl Which for Testdev {
     const TABLE: pci::IdTable<()> = &TESTDEV;
+    const NAME: &'static CStr = c"physdma_kunit_testdev";
 }
 
 /// A driver that binds to all devices it is offered.
@@ -166,7 +171,7 @@ impl<W: Which> pci::Driver for Driver<W> {
 pub(crate) fn with_all<W: Which>(f: impl FnOnce(&[&pci::Device<Bound>]) -> Result) -> Result {
     let driver = KBox::pin_init(
         kernel::driver::Registration::<pci::Adapter<Driver<W>>>::new(
-            c"physdma_kunit",
+            W::NAME,
             kernel::module::this_module::<super::PhysdmaKunit>(),
         ),
         GFP_KERNEL,
