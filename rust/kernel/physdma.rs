@@ -64,6 +64,7 @@ pub use self::iova::{
     Synced, //
 };
 pub use self::map::{
+    nearest_provider,
     Client,
     Mapping,
     Origin,

@@ -4,6 +4,8 @@
 
 use kernel::prelude::*;
 
+#[path = "physdma/bound.rs"]
+mod bound;
 #[path = "physdma/device.rs"]
 mod device;
 #[path = "physdma/iova.rs"]
@@ -12,8 +14,16 @@ mod iova;
 mod map;
 #[path = "physdma/memory.rs"]
 mod memory;
+#[path = "physdma/mixed.rs"]
+mod mixed;
 #[path = "physdma/recorder.rs"]
 mod recorder;
+#[path = "physdma/registry.rs"]
+mod registry;
+#[path = "physdma/revoke.rs"]
+mod revoke;
+#[path = "physdma/route.rs"]
+mod route;
 #[path = "physdma/source.rs"]
 mod source;
 
@@ -29,6 +39,8 @@ struct PhysdmaKunit;
 
 impl kernel::Module for PhysdmaKunit {
     fn init(_module: &'static ThisModule) -> Result<Self> {
+        // SAFETY: Called exactly once; the tests run afterwards.
+        unsafe { bound::init() };
         Ok(Self)
     }
 }

@@ -237,7 +237,8 @@ impl<'a, B: Backend> Client<'a, B> {
     /// # Errors
     ///
     /// - `EINVAL`: the source is empty, or longer than [`Client::max_bytes`]; or the device has no
-    ///   route to a provider, for the reason that [`Client::route`] gives and the log has.
+    ///   route to a provider, for the reason that [`Client::route`] gives and the log has; or the
+    ///   memory is of so many providers that more than twice [`Limits::max_segments`] are noted.
     /// - `EFAULT`: nobody knows what kind of memory it is: a [`Raw`](super::Raw) list, and no
     ///   provider owns the address.
     /// - `ENODEV`: the provider's memory is being revoked.
@@ -279,6 +280,26 @@ impl<'a, B: Backend> Client<'a, B> {
         }
         Ok(segments)
     }
+}
+
+/// The provider that is nearest to all of `clients`: to which each of them has a route, and whose
+/// distances from them, in hops, have the smallest sum. Of several, the one that has been there
+/// longest; [`None`] if there is none, or no client. May sleep.
+///
+/// Corresponds to C's `pci_p2pmem_find_many()`.
+///
+/// # Examples
+///
+/// ```
+/// use kernel::physdma::{nearest_provider, Allocation, Client};
+///
+/// /// A page to move data from one device to the other.
+/// fn between(from: &Client<'_>, to: &Client<'_>) -> Result<Allocation> {
+///     nearest_provider(&[from, to]).ok_or(ENODEV)?.alloc(0x1000)
+/// }
+/// ```
+pub fn nearest_provider<B: Backend>(clients: &[&Client<'_, B>]) -> Option<Provider> {
+    registry::nearest(clients.iter().map(|client| client.member.id()))
 }
 
 /// What has been mapped for a request, and how it is undone.
@@ -403,7 +424,7 @@ impl<'c, B: Backend> Mapping<'c, B> {
             Some(notes) => notes,
             None => self.notes.insert(spill.alloc(GFP_ATOMIC)?),
         };
-        // Each note is of one segment or more, so a full list means too many of them.
+        // Too many segments, or too many providers.
         notes.push(note).map_err(|_| EINVAL)
     }
 
@@ -660,24 +681,34 @@ impl<S: Source, B: Backend> Segments<'_, '_, S, B> {
     /// Returns `false`, with the source untouched, where there is no IOVA space.
     fn link(&mut self, first: PhysBvec, bytes: usize) -> Result<bool> {
         let backend = self.client.backend;
-        let memory = self.run.memory();
-        let Some(mut space) = IovaSpace::try_alloc(backend, first.phys(), bytes, self.dir) else {
+        let Some(space) = IovaSpace::try_alloc(backend, first.phys(), bytes, self.dir) else {
             return Ok(false);
         };
-
-        let mut piece = Some(first);
-        while let Some(next) = piece {
-            // SAFETY: As in `map_single`.
-            unsafe { space.link(next, memory) }.inspect_err(|_| self.slot.unmap())?;
-            piece = self.source.next();
-        }
-
-        let space = space.sync().inspect_err(|_| self.slot.unmap())?;
+        // The range is gone when this fails, and only then a provider's memory may go.
+        let space = self
+            .link_all(space, first)
+            .inspect_err(|_| self.slot.unmap())?;
         self.dma = space.addr();
         self.left = space.len();
         self.path = Path::Iova;
         self.slot.state = State::Iova(space);
         Ok(true)
+    }
+
+    #[inline]
+    fn link_all(
+        &mut self,
+        mut space: IovaSpace<B, Linking>,
+        first: PhysBvec,
+    ) -> Result<IovaSpace<B, Synced>> {
+        let memory = self.run.memory();
+        let mut piece = Some(first);
+        while let Some(next) = piece {
+            // SAFETY: As in `map_single`.
+            unsafe { space.link(next, memory) }?;
+            piece = self.source.next();
+        }
+        space.sync()
     }
 
     /// Maps the next piece by itself. Returns `false` at the end of the source.
@@ -895,21 +926,18 @@ impl<S: Source, B: Backend> Segments<'_, '_, S, B> {
         self.run = run;
         if !run.kind().is_mapped() {
             self.address(piece);
-            return Ok(true);
-        }
-        if !linked {
+        } else if linked {
+            self.dma = self.range;
+            self.left = piece.len() as usize;
+        } else {
             return self.map_piece(piece).map(|()| true);
         }
 
-        self.dma = self.range;
-        self.left = piece.len() as usize;
-        // What follows in the range, up to the next piece that is elsewhere, is one segment.
+        // What follows without a gap is one segment.
         loop {
             let guard = rcu::read_lock();
             match self.classify(&guard).map_err(|e| self.undo(e))? {
-                Some(next) if next.run.kind().is_mapped() => {
-                    self.left += next.piece.len() as usize;
-                }
+                Some(next) if self.goes_on(&next) => self.left += next.piece.len() as usize,
                 Some(next) => {
                     self.ahead = Some(next.whole);
                     break;
@@ -917,8 +945,22 @@ impl<S: Source, B: Backend> Segments<'_, '_, S, B> {
                 None => break,
             }
         }
-        self.range = self.range.wrapping_add(self.left as DmaAddress);
+        if run.kind().is_mapped() {
+            self.range = self.range.wrapping_add(self.left as DmaAddress);
+        }
         Ok(true)
+    }
+
+    /// Whether `next` is where the device finds the end of what is at `dma`.
+    fn goes_on(&self, next: &Classified<'_>) -> bool {
+        match self.run {
+            // In the range.
+            Run::Ram | Run::HostBridge => next.run.kind().is_mapped(),
+            Run::Bus { offset } | Run::Internal { offset, .. } => {
+                let end = self.dma.wrapping_add(self.left as DmaAddress);
+                next.run == self.run && wide(next.piece.phys()).wrapping_add(offset) == end
+            }
+        }
     }
 
     fn next_run(&mut self) -> Result<Option<(PhysBvec, Run)>> {

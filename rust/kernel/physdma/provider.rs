@@ -259,6 +259,18 @@ impl Inner {
         }
     }
 
+    /// The sum of the hops from clients to the memory; [`None`] if one of them has no route, or the
+    /// memory is going. The registry's lock is held.
+    pub(super) fn hops(&self, mut clients: impl Iterator<Item = usize>) -> Option<u32> {
+        if self.state.lock().revoked {
+            return None;
+        }
+        clients.try_fold(0u32, |sum, id| {
+            let (_, hops) = self.attachment_of(Some(id))?.route.ok()?;
+            Some(sum.saturating_add(hops))
+        })
+    }
+
     /// The first step of a revocation: from here on nobody gets a live reference, and no client
     /// attaches. The registry's lock is held; there are fewer than `clients` of them.
     pub(super) fn kill(&self, clients: usize) {
@@ -343,7 +355,7 @@ impl Provider {
     ///
     /// # Errors
     ///
-    /// - `EINVAL`: `bytes` is zero or larger than the range.
+    /// - `EINVAL`: `bytes` is zero or larger than the range; or the range is less than a page.
     /// - `ENODEV`: the memory has gone.
     /// - `EOPNOTSUPP`: a C driver registered it, which hands it out by itself:
     ///   `pci_alloc_p2pmem()`.

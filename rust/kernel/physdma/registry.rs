@@ -240,6 +240,24 @@ pub fn providers() -> Result<KVec<Provider>> {
     Ok(list)
 }
 
+/// The provider with the smallest sum of hops from the members `ids`. May sleep.
+pub(super) fn nearest(ids: impl ExactSizeIterator<Item = usize> + Clone) -> Option<Provider> {
+    if ids.len() == 0 {
+        return None;
+    }
+    let members = REGISTRY.as_ref()?.members.lock();
+    let mut nearest = None;
+    for inner in &members.providers {
+        let Some(hops) = inner.hops(ids.clone()) else {
+            continue;
+        };
+        if nearest.is_none_or(|(least, _)| hops < least) {
+            nearest = Some((hops, inner));
+        }
+    }
+    nearest.map(|(_, inner)| Provider(inner.clone()))
+}
+
 /// Enters a range. Its clients know their routes when this returns. May sleep.
 fn enter(range: BarRange, has_pages: bool) -> Result<Arc<Inner>> {
     let (first, last) = index(&range).ok_or(EOVERFLOW)?;

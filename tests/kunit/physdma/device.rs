@@ -6,26 +6,26 @@
 //! The device is QEMU's pci-testdev, which does no DMA. That data arrives is shown by the scenarios
 //! with real disks. Without an IOMMU, or without the device, the suite fails.
 //!
-//! Each test registers a driver whose `probe()` does the work. A failed KUnit assertion ends the
-//! thread, which must not happen while the driver core holds its locks: within `probe()` a check
-//! that fails returns an error, and the test asserts outside.
+//! Checks return errors: see [`super::bound`].
 
-use super::memory::{
-    scattered,
-    source, //
+use super::{
+    bound::{
+        check,
+        with,
+        Testdev, //
+    },
+    memory::{
+        scattered,
+        source, //
+    }, //
 };
 use core::cell::Cell;
 use kernel::{
-    device::{
-        Bound,
-        Core, //
-    },
+    device::Bound,
     dma::{
         DataDirection,
         DataDirection::FromDevice,
-        Device as _,
-        DmaAddress,
-        DmaMask, //
+        DmaAddress, //
     },
     io::PhysAddr,
     page::PAGE_SIZE,
@@ -68,72 +68,9 @@ trait DeviceTest {
     fn run(dev: &pci::Device<Bound>) -> Result;
 }
 
-/// A driver that runs a test on the first device it is offered, and never binds.
-struct Driver<T>(T);
-
-/// The result of the test: 1 where none has run.
-static RESULT: kernel::sync::atomic::Atomic<i32> = kernel::sync::atomic::Atomic::new(1);
-
-kernel::pci_device_table!(
-    PCI_TABLE,
-    (),
-    [(pci::DeviceId::from_id(pci::Vendor::REDHAT, 0x5), ())]
-);
-
-impl<T: DeviceTest + 'static> pci::Driver for Driver<T> {
-    type IdInfo = ();
-    type Data<'bound> = ();
-    const ID_TABLE: pci::IdTable<()> = &PCI_TABLE;
-
-    fn probe<'bound>(
-        dev: &'bound pci::Device<Core<'_>>,
-        _info: Option<&'bound ()>,
-    ) -> impl PinInit<(), Error> + 'bound {
-        // SAFETY: Nothing is mapped for the device yet.
-        let result = unsafe { dev.dma_set_mask_and_coherent(DmaMask::new::<32>()) }
-            .and_then(|()| T::run(dev));
-        let errno = result.err().map_or(0, Error::to_errno);
-        RESULT.store(errno, kernel::sync::atomic::Relaxed);
-
-        // The work is done.
-        Err::<(), _>(ENODEV)
-    }
-}
-
 /// Runs a test on the device.
-fn run<T: DeviceTest + 'static>() -> Result {
-    RESULT.store(1, kernel::sync::atomic::Relaxed);
-    let driver = KBox::pin_init(
-        kernel::driver::Registration::<pci::Adapter<Driver<T>>>::new(
-            c"physdma_kunit",
-            kernel::module::this_module::<super::PhysdmaKunit>(),
-        ),
-        GFP_KERNEL,
-    )?;
-    drop(driver);
-    match RESULT.load(kernel::sync::atomic::Relaxed) {
-        0 => Ok(()),
-        1 => {
-            pr_err!("there is no pci-testdev to test with\n");
-            Err(ENODEV)
-        }
-        errno => Err(Error::from_errno(errno)),
-    }
-}
-
-/// Fails the test, with a line that says where, unless `condition` holds.
-macro_rules! check {
-    ($condition:expr) => {
-        if !$condition {
-            pr_err!(
-                "{}:{}: {} does not hold\n",
-                file!(),
-                line!(),
-                stringify!($condition)
-            );
-            return Err(EPROTO);
-        }
-    };
+fn run<T: DeviceTest>() -> Result {
+    with::<Testdev>(T::run)
 }
 
 /// The real backend, but after some calls that work those that can fail do, when the kernel has

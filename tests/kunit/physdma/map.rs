@@ -15,10 +15,12 @@ mod tests {
             source, //
         },
         recorder::{
+            map,
             Call,
             Recorder,
             BASE,
-            FAULT, //
+            FAULT,
+            LIMITS, //
         },
     };
     use kernel::{
@@ -35,31 +37,10 @@ mod tests {
             Path,
             PhysBvec,
             Raw,
-            Segment,
-            Source, //
+            Segment, //
         },
         prelude::*, //
     };
-
-    const LIMITS: Limits = Limits {
-        max_segment_bytes: u32::MAX,
-        boundary_mask: u64::MAX,
-        max_segments: 64,
-    };
-
-    /// Maps `source` and returns all segments, and the way it took.
-    fn map<'c, 'r>(
-        client: &'c Client<'c, &'r Recorder>,
-        slot: &mut Mapping<'c, &'r Recorder>,
-        source: impl Source,
-    ) -> Result<(KVec<Segment>, Path)> {
-        let mut list = KVec::new();
-        let mut segments = client.map(slot, source, FromDevice)?;
-        while let Some(segment) = segments.next()? {
-            list.push(segment, GFP_KERNEL)?;
-        }
-        Ok((list, segments.path()))
-    }
 
     #[test]
     fn one_piece_is_mapped_by_itself() -> Result {

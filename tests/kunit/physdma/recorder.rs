@@ -11,20 +11,41 @@ use kernel::{
     device::Device,
     dma::{
         DataDirection,
+        DataDirection::FromDevice,
         DmaAddress, //
     },
     io::PhysAddr,
     physdma::{
-        BarRange,
         Backend,
+        BarRange,
+        Client,
+        Holder,
         Iova,
+        Limits,
+        Mapping,
         Memory,
+        Path,
         Refused,
         Route,
+        Segment,
+        Source,
         Topology, //
     },
     prelude::*,
-    sync::Arc, //
+    sync::{
+        atomic::{
+            AtomicFlag,
+            Relaxed, //
+        },
+        Arc, //
+    },
+    time::{
+        delay::{
+            fsleep,
+            udelay, //
+        },
+        Delta, //
+    }, //
 };
 
 /// What was called, in the words of the DMA API.
@@ -58,8 +79,82 @@ pub(crate) enum Call {
 /// The errno with which the recorder fails a call.
 pub(crate) const FAULT: Error = ENOSPC;
 
+/// A device that can take about anything.
+pub(crate) const LIMITS: Limits = Limits {
+    max_segment_bytes: u32::MAX,
+    boundary_mask: u64::MAX,
+    max_segments: 64,
+};
+
 /// Where IOVA space starts, and how far single mappings are moved.
 pub(crate) const BASE: DmaAddress = 0x1_0000_0000;
+
+/// Maps `source` and returns all segments, and the way it took.
+pub(crate) fn map<'c, 'r>(
+    client: &'c Client<'c, &'r Recorder>,
+    slot: &mut Mapping<'c, &'r Recorder>,
+    source: impl Source,
+) -> Result<(KVec<Segment>, Path)> {
+    let mut list = KVec::new();
+    let mut segments = client.map(slot, source, FromDevice)?;
+    while let Some(segment) = segments.next()? {
+        list.push(segment, GFP_KERNEL)?;
+    }
+    Ok((list, segments.path()))
+}
+
+/// Lets a revocation begin when the first memory is mapped, and looks when it ends.
+///
+/// It is the holder that is told of the revocation.
+pub(crate) struct Gate {
+    /// Memory is being mapped.
+    pub(crate) mapping: AtomicFlag,
+    /// The revocation has begun.
+    pub(crate) told: AtomicFlag,
+    /// The revocation has ended.
+    pub(crate) ended: AtomicFlag,
+}
+
+impl Gate {
+    pub(crate) fn new() -> Result<Arc<Self>> {
+        Ok(Arc::new(
+            Self {
+                mapping: AtomicFlag::new(false),
+                told: AtomicFlag::new(false),
+                ended: AtomicFlag::new(false),
+            },
+            GFP_KERNEL,
+        )?)
+    }
+
+    /// Waits until the revocation has begun. RCU may be read-locked.
+    fn begin(&self) {
+        self.mapping.store(true, Relaxed);
+        for _ in 0..100_000 {
+            if self.told.load(Relaxed) {
+                return;
+            }
+            udelay(Delta::from_micros(20));
+        }
+        pr_err!("nobody revokes\n");
+    }
+
+    /// Whether the revocation has not ended, though it had time to.
+    fn waits(&self) -> bool {
+        fsleep(Delta::from_millis(30));
+        self.told.load(Relaxed) && !self.ended.load(Relaxed)
+    }
+}
+
+impl Holder for Gate {
+    fn name(&self) -> &CStr {
+        c"gate"
+    }
+
+    fn revoke(&self) {
+        self.told.store(true, Relaxed);
+    }
+}
 
 pub(crate) struct Recorder {
     calls: RefCell<KVec<Call>>,
@@ -83,6 +178,8 @@ pub(crate) struct Recorder {
     pub(crate) coherent: Cell<bool>,
     /// How it reaches the memory of others.
     pub(crate) topology: RefCell<Option<Arc<dyn Topology>>>,
+    /// What happens while memory is mapped, and what may not happen before it is not.
+    pub(crate) gate: RefCell<Option<Arc<Gate>>>,
     /// From which mapping on the answer to "need unmap?" is yes.
     pub(crate) need_unmap_from: Cell<usize>,
 }
@@ -104,6 +201,7 @@ impl Recorder {
             max_bytes: Cell::new(usize::MAX),
             coherent: Cell::new(true),
             topology: RefCell::new(None),
+            gate: RefCell::new(None),
             need_unmap_from: Cell::new(0),
         }
     }
@@ -157,9 +255,23 @@ impl Recorder {
     }
 
     fn kinds(&self, memory: Memory) -> Result {
-        self.ram.set(self.ram.get() || memory == Memory::Ram);
         self.memories.borrow_mut().push(memory, GFP_KERNEL)?;
         Ok(())
+    }
+
+    fn begin(&self) {
+        if let Some(gate) = &*self.gate.borrow() {
+            gate.begin();
+        }
+    }
+
+    /// Memory that is mapped must not be revoked.
+    fn ends(&self) {
+        let revoked = self.gate.borrow().as_ref().is_some_and(|g| !g.waits());
+        if revoked {
+            pr_err!("memory was revoked that is mapped\n");
+            self.broken.set(true);
+        }
     }
 
     fn fault(&self) -> Result {
@@ -199,6 +311,7 @@ impl Backend for &Recorder {
         memory: Memory,
     ) -> Result {
         self.note(Call::Link { phys, offset, len });
+        self.begin();
         self.kinds(memory)?;
         self.fault()?;
         if self.linked.get() != Some(offset)
@@ -207,6 +320,7 @@ impl Backend for &Recorder {
             self.broken.set(true);
         }
         self.linked.set(Some(offset + len));
+        self.ram.set(self.ram.get() || memory == Memory::Ram);
         Ok(())
     }
 
@@ -220,6 +334,7 @@ impl Backend for &Recorder {
 
     unsafe fn destroy(self, _iova: &mut Iova, linked: usize, dir: DataDirection, memory: Memory) {
         self.note(Call::Destroy { linked });
+        self.ends();
         // What was linked last may be the other kind where the device is coherent.
         let ram = self.ram.take();
         if linked > 0 && (memory == Memory::Ram) != ram {
@@ -238,8 +353,8 @@ impl Backend for &Recorder {
         memory: Memory,
     ) -> Result<DmaAddress> {
         self.note(Call::MapPhys { phys, len });
+        self.begin();
         self.kinds(memory)?;
-        self.ram.set(false);
         self.fault()?;
         let dma = BASE + phys;
         self.mapped
@@ -250,6 +365,7 @@ impl Backend for &Recorder {
 
     unsafe fn unmap_phys(self, dma: DmaAddress, len: usize, dir: DataDirection, memory: Memory) {
         self.note(Call::UnmapPhys { dma, len });
+        self.ends();
         let mut mapped = self.mapped.borrow_mut();
         match mapped.iter().position(|&piece| piece == (dma, len, dir, memory)) {
             Some(i) => drop(mapped.remove(i)),

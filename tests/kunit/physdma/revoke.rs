@@ -1,0 +1,399 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Revocation: what it waits for, what everybody is told meanwhile, and what is left afterwards.
+
+use super::{
+    bound::{
+        at,
+        check,
+        check_eq,
+        client,
+        open,
+        with_memory,
+        PART, //
+    },
+    recorder::{
+        map,
+        Gate,
+        Recorder,
+        LIMITS, //
+    }, //
+};
+use kernel::{
+    device::Bound,
+    pci,
+    physdma::{
+        copy_from,
+        provider_of,
+        Client,
+        Hold,
+        Mapping,
+        Mixed,
+        Part,
+        Path,
+        Raw,
+        Refused,
+        Registration,
+        Source, //
+    },
+    prelude::*,
+    sync::{
+        atomic::Relaxed,
+        Arc, //
+    },
+    task::kthread::Thread,
+    time::{
+        delay::fsleep,
+        Delta, //
+    }, //
+};
+
+/// A thread that revokes.
+struct Revoking<'a> {
+    gate: Arc<Gate>,
+    _hold: Hold,
+    _thread: Thread<'a>,
+}
+
+impl<'a> Revoking<'a> {
+    /// Revokes `range` in a thread. Dropping the result waits until that has ended.
+    ///
+    /// # Safety
+    ///
+    /// The result is not forgotten.
+    unsafe fn begin(range: Registration<'a>) -> Result<Self> {
+        let gate = Gate::new()?;
+        let hold = range.provider().hold(gate.clone())?;
+        let ended = gate.clone();
+        // SAFETY: By the safety requirements.
+        let thread = unsafe {
+            Thread::spawn(c"physdma_revoke", move |_| {
+                drop(range);
+                ended.ended.store(true, Relaxed);
+            })
+        }?;
+        Ok(Self {
+            gate,
+            _hold: hold,
+            _thread: thread,
+        })
+    }
+
+    /// Waits until the holders have been told, so that waiting for requests is all that is left.
+    fn is_waiting(&self) -> Result<bool> {
+        for _ in 0..5000 {
+            if self.gate.told.load(Relaxed) {
+                fsleep(Delta::from_millis(1));
+                return Ok(!self.has_ended());
+            }
+            fsleep(Delta::from_micros(200));
+        }
+        Err(ETIMEDOUT)
+    }
+
+    fn has_ended(&self) -> bool {
+        self.gate.ended.load(Relaxed)
+    }
+
+    /// Waits until it has ended; not long.
+    fn ends(&self) -> bool {
+        for _ in 0..10_000 {
+            if self.has_ended() {
+                return true;
+            }
+            fsleep(Delta::from_micros(200));
+        }
+        false
+    }
+}
+
+/// Maps in one of the ways that there are, has the memory revoked, and looks that it is kept until
+/// it is not mapped any more.
+fn in_flight(dev: &pci::Device<Bound>, round: u64) -> Result {
+    let recorder = Recorder::new();
+    let client = client(&recorder, LIMITS)?;
+    let part = round % 4;
+    let range = open(dev, part * PART, PART)?;
+    let list = [at(&range, 0, 0x1000)?, at(&range, 0x3000, 0x1000)?];
+    // In that order, so that a check that fails ends the mapping before the thread.
+    let revoking;
+    let mut slot = Mapping::default();
+
+    // One piece of the last, or two, which are another way.
+    let list = &list[..1 + (round / 4 % 2) as usize];
+    let (_, path) = map(&client, &mut slot, Raw::new(list)?)?;
+    check_eq!(
+        path,
+        match (part, list.len()) {
+            (0 | 1, _) => Path::Bus,
+            (2, _) => Path::Internal,
+            (_, 1) => Path::Single,
+            _ => Path::Iova,
+        }
+    );
+    // SAFETY: It is dropped at the end of this function.
+    revoking = unsafe { Revoking::begin(range) }?;
+    check!(revoking.is_waiting()?);
+
+    // From here on nobody gets it any more.
+    let mut second = Mapping::default();
+    check_eq!(
+        map(&client, &mut second, Raw::new(list)?).err(),
+        Some(ENODEV)
+    );
+    check!(!revoking.has_ended());
+    slot.unmap();
+    check!(revoking.ends());
+    check!(recorder.clean());
+    // It is nobody's.
+    check_eq!(
+        map(&client, &mut second, Raw::new(list)?).err(),
+        Some(EFAULT)
+    );
+    Ok(())
+}
+
+/// How many times: enough that what happens rarely happens.
+const ROUNDS: u64 = 1000;
+
+fn rounds(dev: &pci::Device<Bound>) -> Result {
+    // With none left the kernel's code is patched each time, which takes an emulator long.
+    let _other = open(dev, 8 * PART, PART)?;
+    for round in 0..ROUNDS {
+        in_flight(dev, round).inspect_err(|_| pr_err!("in round {round}\n"))?;
+    }
+    pr_info!("physdma: revoked {ROUNDS} times with a mapping in flight\n");
+    Ok(())
+}
+
+/// With nothing in flight.
+fn idle(dev: &pci::Device<Bound>) -> Result {
+    let recorder = Recorder::new();
+    let client = client(&recorder, LIMITS)?;
+    let range = open(dev, 0, PART)?;
+    let provider = range.provider();
+    let list = [at(&range, 0, 0x1000)?];
+    let mut slot = Mapping::default();
+    check!(client.route(&provider).is_ok());
+    map(&client, &mut slot, Raw::new(&list)?)?;
+    slot.unmap();
+    drop(range);
+
+    check!(provider.is_revoked());
+    check_eq!(client.route(&provider), Err(Refused::Revoked));
+    check_eq!(
+        map(&client, &mut slot, Raw::new(&list)?).err(),
+        Some(EFAULT)
+    );
+    // What was a provider's is not taken for RAM.
+    let parts = [Part::Provider(&list)];
+    // SAFETY: There is no RAM.
+    let source = unsafe { Mixed::new(&parts) }?;
+    check_eq!(map(&client, &mut slot, source).err(), Some(EFAULT));
+    check!(provider_of(list[0])?.is_none());
+    check!(recorder.called(&[]));
+
+    // A client that comes later.
+    let late = Client::with_backend(&recorder, LIMITS)?;
+    check_eq!(late.route(&provider), Err(Refused::Revoked));
+
+    // The object is there as long as anybody has it.
+    let kept = provider.clone();
+    drop(provider);
+    check_eq!(kept.range().start(), 0);
+    Ok(())
+}
+
+/// What everybody is told while a revocation waits.
+fn meanwhile(dev: &pci::Device<Bound>) -> Result {
+    let recorder = Recorder::new();
+    let client = client(&recorder, LIMITS)?;
+    let leaver = Client::with_backend(&recorder, LIMITS)?;
+    let range = open(dev, 0, PART)?;
+    let other = open(dev, 2 * PART, PART)?;
+    let provider = range.provider();
+    let list = [at(&range, 0, 0x1000)?];
+    let both = [at(&other, 0, 0x1000)?, list[0]];
+    let late = Gate::new()?;
+    let kept = provider.hold(late.clone())?;
+    let revoking;
+    let mut slot = Mapping::default();
+
+    map(&client, &mut slot, Raw::new(&list)?)?;
+    {
+        let mut left = Mapping::default();
+        map(&leaver, &mut left, Raw::new(&list)?)?;
+    }
+    // SAFETY: It is dropped at the end of this function.
+    revoking = unsafe { Revoking::begin(range) }?;
+    check!(revoking.is_waiting()?);
+
+    // It was told before anybody was waited for.
+    check!(late.told.load(Relaxed));
+    drop(kept);
+
+    // Those who are there, whatever way it comes to them.
+    let mut second = Mapping::default();
+    for list in [&list[..], &both] {
+        check_eq!(
+            map(&client, &mut second, Raw::new(list)?).err(),
+            Some(ENODEV)
+        );
+        check_eq!(
+            map(&leaver, &mut second, Raw::new(list)?).err(),
+            Some(ENODEV)
+        );
+    }
+    check_eq!(client.route(&provider), Err(Refused::Revoked));
+    check_eq!(provider.alloc(1).err(), Some(ENODEV));
+    check_eq!(provider.window(0, 1).err(), Some(ENODEV));
+    check_eq!(provider.hold(late.clone()).err(), Some(ENODEV));
+    check_eq!(
+        copy_from(Raw::new(&list)?, 0, &mut [0u8; 4]).err(),
+        Some(ENODEV)
+    );
+
+    // It is nobody else's as long as a device has it.
+    check!(provider_of(list[0])?.is_some_and(|found| found.is_revoked()));
+    check_eq!(open(dev, 0, PART).err(), Some(EBUSY));
+    check_eq!(open(dev, PART - 1, 1).err(), Some(EBUSY));
+
+    // Who comes.
+    let comer = Client::with_backend(&recorder, LIMITS)?;
+    check_eq!(comer.route(&provider), Err(Refused::Revoked));
+    check_eq!(
+        map(&comer, &mut Mapping::default(), Raw::new(&list)?).err(),
+        Some(ENODEV)
+    );
+    // Who goes, and who comes in its place.
+    drop(second);
+    drop(leaver);
+    drop(comer);
+    let comer = Client::with_backend(&recorder, LIMITS)?;
+    check_eq!(comer.route(&provider), Err(Refused::Revoked));
+    check!(comer.route(&other.provider()).is_ok());
+    check!(!revoking.has_ended());
+
+    slot.unmap();
+    check!(revoking.ends());
+    let again = open(dev, 0, PART)?;
+    check!(client.route(&again.provider()).is_ok());
+    check!(comer.route(&again.provider()).is_ok());
+    check_eq!(client.route(&provider), Err(Refused::Revoked));
+    check!(map(&comer, &mut Mapping::default(), Raw::new(&both)?).is_ok());
+    Ok(())
+}
+
+/// A CPU's mapping counts as one.
+fn window_in_flight(dev: &pci::Device<Bound>) -> Result {
+    let range = open(dev, 0, PART)?;
+    let revoking;
+    let window = range.provider().window(0x100, 0x10)?;
+    // SAFETY: It is dropped at the end of this function.
+    revoking = unsafe { Revoking::begin(range) }?;
+    check!(revoking.is_waiting()?);
+    // It is there still.
+    window.write(0, b"kept")?;
+    let mut buf = [0; 4];
+    window.read(0, &mut buf)?;
+    check_eq!(&buf, b"kept");
+    check!(!revoking.has_ended());
+    drop(window);
+    check!(revoking.ends());
+    Ok(())
+}
+
+/// Each of several mappings counts, of each client, and of each provider of a request.
+fn all_in_flight(dev: &pci::Device<Bound>) -> Result {
+    let recorder = Recorder::new();
+    let (one, two) = (
+        client(&recorder, LIMITS)?,
+        Client::with_backend(&recorder, LIMITS)?,
+    );
+    let ranges = [open(dev, 0, PART)?, open(dev, PART, PART)?];
+    let list = [at(&ranges[0], 0, 0x1000)?, at(&ranges[1], 0, 0x1000)?];
+    let [first, second] = ranges;
+    let (revoking, also);
+    let (mut both, mut again, mut other) = Default::default();
+
+    map(&one, &mut both, Raw::new(&list)?)?;
+    map(&one, &mut again, Raw::new(&list[..1])?)?;
+    map(&two, &mut other, Raw::new(&list[..1])?)?;
+    // SAFETY: It is dropped at the end of this function.
+    revoking = unsafe { Revoking::begin(first) }?;
+    // SAFETY: As above.
+    also = unsafe { Revoking::begin(second) }?;
+    check!(revoking.is_waiting()? && also.is_waiting()?);
+
+    again.unmap();
+    fsleep(Delta::from_millis(30));
+    check!(!revoking.has_ended() && !also.has_ended());
+    both.unmap();
+    check!(also.ends());
+    fsleep(Delta::from_millis(30));
+    check!(!revoking.has_ended());
+    other.unmap();
+    check!(revoking.ends());
+    Ok(())
+}
+
+/// A request that has begun to be told to the device is one in flight: piece by piece, too.
+fn while_segments_are_asked_for(dev: &pci::Device<Bound>) -> Result {
+    let recorder = Recorder::new();
+    let client = client(&recorder, LIMITS)?;
+    let ranges = [open(dev, 0, PART)?, open(dev, PART, PART)?];
+    let list = [at(&ranges[0], 0, 0x1000)?, at(&ranges[1], 0, 0x1000)?];
+    let [first, _second] = ranges;
+    let revoking;
+    let mut slot = Mapping::default();
+
+    let source = Raw::new(&list)?;
+    check_eq!(source.bytes(), 0x2000);
+    let mut segments = client.map(&mut slot, source, kernel::dma::DataDirection::ToDevice)?;
+    // SAFETY: It is dropped at the end of this function.
+    revoking = unsafe { Revoking::begin(first) }?;
+    check!(revoking.is_waiting()?);
+    // It was taken before, so it is there to the end.
+    check!(segments.next()?.is_some());
+    check!(segments.next()?.is_some());
+    check!(segments.next()?.is_none());
+    check!(!revoking.has_ended());
+    slot.unmap();
+    check!(revoking.ends());
+    Ok(())
+}
+
+#[kunit_tests(physdma_revoke)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_in_flight() -> Result {
+        with_memory(idle)
+    }
+
+    #[test]
+    fn what_others_get_meanwhile() -> Result {
+        with_memory(meanwhile)
+    }
+
+    #[test]
+    fn window_is_waited_for() -> Result {
+        with_memory(window_in_flight)
+    }
+
+    #[test]
+    fn each_mapping_is_waited_for() -> Result {
+        with_memory(all_in_flight)
+    }
+
+    #[test]
+    fn request_is_kept_to_its_end() -> Result {
+        with_memory(while_segments_are_asked_for)
+    }
+
+    #[test]
+    fn thousand_times_in_flight() -> Result {
+        with_memory(rounds)
+    }
+}
