@@ -265,9 +265,7 @@ impl Backend for Dma<'_> {
     unsafe fn sync(self, iova: &mut Iova, len: usize) -> Result {
         // SAFETY: By the safety requirements the range was allocated for this bound device, and
         // `len` bytes of it are linked.
-        check(unsafe {
-            bindings::dma_iova_sync(self.0.as_raw(), &mut iova.0, 0, len)
-        })
+        check(unsafe { bindings::dma_iova_sync(self.0.as_raw(), &mut iova.0, 0, len) })
     }
 
     #[inline]
@@ -305,9 +303,7 @@ impl Backend for Dma<'_> {
     #[inline]
     unsafe fn unmap_phys(self, dma: DmaAddress, len: usize, dir: DataDirection, memory: Memory) {
         // SAFETY: By the safety requirements this undoes one `map_phys` of the same device.
-        unsafe {
-            bindings::dma_unmap_phys(self.0.as_raw(), dma, len, dir.into(), memory.attrs())
-        }
+        unsafe { bindings::dma_unmap_phys(self.0.as_raw(), dma, len, dir.into(), memory.attrs()) }
     }
 
     #[inline]

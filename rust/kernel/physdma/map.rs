@@ -435,7 +435,9 @@ impl<'c, B: Backend> Mapping<'c, B> {
     /// Whether the memory of `attachment`'s provider is kept already.
     fn keeps(&self, attachment: &Attachment) -> bool {
         let kept = |note: &Note| matches!(note, Note::Live(live) if live.is_of(attachment));
-        self.live.as_ref().is_some_and(|live| live.is_of(attachment))
+        self.live
+            .as_ref()
+            .is_some_and(|live| live.is_of(attachment))
             || self.notes().iter().any(kept)
     }
 }
@@ -757,7 +759,8 @@ impl<S: Source, B: Backend> Segments<'_, '_, S, B> {
 
     fn remember(&mut self, dma: DmaAddress, len: u32, memory: Memory) -> Result {
         let client = self.client;
-        self.slot.note(Note::Piece { dma, len, memory }, &client.spill)?;
+        self.slot
+            .note(Note::Piece { dma, len, memory }, &client.spill)?;
         self.slot.state = State::Spilled {
             backend: client.backend,
             dir: self.dir,
@@ -850,9 +853,10 @@ impl<S: Source, B: Backend> Segments<'_, '_, S, B> {
             }
             Some(owner) => {
                 // SAFETY: We borrow the client, so it does not go.
-                let attachment = unsafe { Inner::attachment(owner, self.client.member.id(), guard) }
-                    // It came when the memory was being revoked already.
-                    .ok_or(ENODEV)?;
+                let attachment =
+                    unsafe { Inner::attachment(owner, self.client.member.id(), guard) }
+                        // It came when the memory was being revoked already.
+                        .ok_or(ENODEV)?;
                 match attachment.route {
                     Ok((route, _)) => (Run::new(route, &owner.range), Some(attachment)),
                     Err(refused) => {

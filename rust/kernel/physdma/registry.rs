@@ -463,12 +463,7 @@ impl<'a> Registration<'a> {
     /// # Safety
     ///
     /// The returned value is dropped, before `dev` is unbound: it must not be forgotten.
-    pub unsafe fn new(
-        dev: &'a pci::Device<Bound>,
-        bar: u32,
-        start: u64,
-        len: u64,
-    ) -> Result<Self> {
+    pub unsafe fn new(dev: &'a pci::Device<Bound>, bar: u32, start: u64, len: u64) -> Result<Self> {
         let inner = BarRange::new(dev, bar, start, len)
             .and_then(|range| enter(range, false))
             .inspect_err(|e| {
