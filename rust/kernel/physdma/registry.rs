@@ -46,7 +46,11 @@ use crate::{
         Mutex,
         SetOnce, //
     },
-    time::msecs_to_jiffies, //
+    time::{
+        delay::fsleep,
+        msecs_to_jiffies,
+        Delta, //
+    }, //
 };
 use core::marker::PhantomData;
 
@@ -113,21 +117,27 @@ fn index(range: &BarRange) -> Option<(usize, usize)> {
 }
 
 fn registry() -> Result<&'static Registry> {
-    if REGISTRY.as_ref().is_none() {
-        let new = KBox::pin_init(
-            try_pin_init!(Registry {
-                ranges <- MapleTreeRcu::new(),
-                members <- new_mutex!(Members {
-                    providers: KVec::new(),
-                    clients: KVec::new(),
-                }),
-            }),
-            GFP_KERNEL,
-        )?;
-        // Somebody else may have been faster.
-        let _ = REGISTRY.populate(new);
+    if let Some(registry) = REGISTRY.as_ref() {
+        return Ok(registry);
     }
-    REGISTRY.as_ref().map(|registry| &**registry).ok_or(EAGAIN)
+    let new = KBox::pin_init(
+        try_pin_init!(Registry {
+            ranges <- MapleTreeRcu::new(),
+            members <- new_mutex!(Members {
+                providers: KVec::new(),
+                clients: KVec::new(),
+            }),
+        }),
+        GFP_KERNEL,
+    )?;
+    // Somebody else may have been faster, and not be done yet.
+    let _ = REGISTRY.populate(new);
+    loop {
+        if let Some(registry) = REGISTRY.as_ref() {
+            return Ok(registry);
+        }
+        fsleep(Delta::from_micros(10));
+    }
 }
 
 /// Whether there is any provider.
