@@ -32,6 +32,9 @@ soak: kernel ## under I/O: 50 unbinds, 50 resets, 10 time-outs, on a strict IOMM
 	@UNBINDS=50 RESETS=50 TIMEOUTS=10 ONLY=qemu/recovery \
 		PYTHONPATH=scripts python3 -B -m harness test
 
+fuzz: packages-fuzz ## 10 million inputs for the pure logic, with AddressSanitizer
+	@scripts/fuzz.sh
+
 bench-quick: kernel ## instructions of a map and unmap, beside those of the C stack
 	@PYTHONPATH=scripts python3 -B bench/run.py
 
@@ -56,6 +59,9 @@ packages: ## installs the tools that are missing (Debian 12), or lists them
 packages-lint:
 	@scripts/packages.sh lint
 
+packages-fuzz:
+	@scripts/packages.sh fuzz
+
 patch-new: ## NAME=...: begins a kernel patch
 	@scripts/patch.sh new '$(NAME)'
 
@@ -68,5 +74,5 @@ patch-refresh: ## [PATCH=...]: takes edits in build/linux into the patch
 clean: ## removes build/; the cache with the kernel's source stays
 	rm -rf build
 
-.PHONY: help run test test-debug soak bench-quick lint shell kernel kernel-debug linux
-.PHONY: packages packages-lint patch-new patch-add patch-refresh clean
+.PHONY: help run test test-debug soak fuzz bench-quick lint shell kernel kernel-debug linux
+.PHONY: packages packages-lint packages-fuzz patch-new patch-add patch-refresh clean

@@ -4,7 +4,8 @@
 # Sees that every tool is there that building and testing needs. On Debian 12
 # installs what is missing; elsewhere lists it and stops.
 #
-# Usage: packages.sh [lint]    with `lint`, what `make lint` needs is included
+# Usage: packages.sh [lint|fuzz]    with one of them, what that make target
+# needs is included
 set -euo pipefail
 . "$(dirname "$0")/common.sh"
 . "$(dirname "$0")/apt-view.sh"
@@ -30,6 +31,11 @@ qemu_ok() {
 	version_at_least "$("$QEMU" --version | sed -n 's/.*version \([0-9.]*\).*/\1/p')" 9.0
 }
 busybox_ok() { has busybox && ! ldd "$(command -v busybox)"; }
+
+fuzzer_ok() {
+	echo 'int LLVMFuzzerTestOneInput(void) { return 0; }' |
+		"$(llvm_tool clang)" -x c -fsanitize=fuzzer,address -o /dev/null -
+}
 
 look() {
 	missing=()
@@ -70,6 +76,9 @@ look() {
 		want rust-web-clippy 'lints Rust' test -x "$(beside_rustc clippy-driver)"
 		want git 'knows which files are of the project' has git
 		want shellcheck 'lints shell scripts' has shellcheck
+	fi
+	if [ "${1:-}" = fuzz ]; then
+		want libclang-rt-22-dev 'libFuzzer and AddressSanitizer' fuzzer_ok
 	fi
 }
 

@@ -4,6 +4,8 @@
 
 use kernel::prelude::*;
 
+#[path = "physdma/access.rs"]
+mod access;
 #[path = "physdma/bound.rs"]
 mod bound;
 #[path = "physdma/device.rs"]

@@ -9,6 +9,9 @@ pub mod wide {
     pub type PhysAddr = u64;
 
     pub mod bvec;
+    pub mod plan;
+
+    pub use self::bvec::PhysBvec;
 }
 
 /// Where physical addresses have 32 bits.
@@ -17,6 +20,9 @@ pub mod narrow {
     pub type PhysAddr = u32;
 
     pub mod bvec;
+    pub mod plan;
+
+    pub use self::bvec::PhysBvec;
 }
 
 /// rnvme's; it uses less of them than the tests do.
@@ -31,6 +37,10 @@ mod rnvme {
 mod bvec_tests;
 #[cfg(test)]
 mod identify_tests;
+#[cfg(test)]
+mod model;
+#[cfg(test)]
+mod model_tests;
 #[cfg(test)]
 mod prp_tests;
 #[cfg(test)]

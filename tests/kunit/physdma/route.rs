@@ -32,7 +32,7 @@ use kernel::{
         Device, //
     },
     dma::DataDirection::ToDevice,
-    faux, fmt,
+    faux,
     pci::{
         self,
         p2pdma::{

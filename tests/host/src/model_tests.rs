@@ -1,0 +1,30 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The model with random numbers.
+
+use super::{
+    model::{narrow, wide, Numbers},
+    random::Random,
+};
+
+impl Numbers for Random {
+    fn below(&mut self, n: u64) -> u64 {
+        Random::below(self, n)
+    }
+}
+
+#[test]
+fn wide_does_what_the_model_does() {
+    let mut random = Random::new(6);
+    for _ in 0..300_000 {
+        wide::check(&mut random);
+    }
+}
+
+#[test]
+fn narrow_does_what_the_model_does() {
+    let mut random = Random::new(7);
+    for _ in 0..300_000 {
+        narrow::check(&mut random);
+    }
+}
