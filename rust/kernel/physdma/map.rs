@@ -890,26 +890,21 @@ impl<S: Source, B: Backend> Segments<'_, '_, S, B> {
         let backend = self.client.backend;
         let mut space: Option<IovaSpace<B, Linking>> = None;
 
-        loop {
-            let guard = rcu::read_lock();
-            let Some(next) = self.classify(&guard)? else {
-                break;
-            };
-            if !next.run.kind().is_mapped() {
+        while let Some((piece, run)) = self.next_run()? {
+            if !run.kind().is_mapped() {
                 continue;
             }
             let space = match &mut space {
                 Some(space) => space,
                 None => {
-                    let first = next.piece.phys();
-                    match IovaSpace::try_alloc(backend, first, bytes, self.dir) {
+                    match IovaSpace::try_alloc(backend, piece.phys(), bytes, self.dir) {
                         Some(new) => space.insert(new),
                         None => return Ok(()),
                     }
                 }
             };
             // SAFETY: As in `map_single`.
-            unsafe { space.link(next.piece, next.run.memory()) }?;
+            unsafe { space.link(piece, run.memory()) }?;
         }
 
         if let Some(space) = space {
@@ -924,7 +919,7 @@ impl<S: Source, B: Backend> Segments<'_, '_, S, B> {
     #[cold]
     fn map_next_mixed(&mut self) -> Result<bool> {
         let linked = matches!(self.slot.state, State::Iova(_));
-        let Some((piece, run)) = self.next_run()? else {
+        let Some((piece, run)) = self.next_run().map_err(|e| self.undo(e))? else {
             return Ok(false);
         };
         self.run = run;
@@ -967,12 +962,12 @@ impl<S: Source, B: Backend> Segments<'_, '_, S, B> {
         }
     }
 
+    /// Takes the next piece that is all of one kind. What is a provider's is kept already, so it
+    /// need not be looked at under RCU any longer.
     fn next_run(&mut self) -> Result<Option<(PhysBvec, Run)>> {
         let guard = rcu::read_lock();
-        match self.classify(&guard) {
-            Ok(next) => Ok(next.map(|next| (next.piece, next.run))),
-            Err(e) => Err(self.undo(e)),
-        }
+        let next = self.classify(&guard)?;
+        Ok(next.map(|next| (next.piece, next.run)))
     }
 
     /// Unmaps all, so that an error leaves nothing behind and no further segment follows.
