@@ -87,9 +87,9 @@ pub unsafe extern "C" fn bench_layer_map(
         )
     };
     // SAFETY: By the safety requirements.
-    let source = unsafe { ReqBvecs::new(Request::from_raw(NonNull::new_unchecked(rq))) };
+    let mut source = unsafe { ReqBvecs::new(Request::from_raw(NonNull::new_unchecked(rq))) };
 
-    let Ok(mut segments) = client.map(mapping, source, DataDirection::FromDevice) else {
+    let Ok(mut segments) = client.map(mapping, &mut source, DataDirection::FromDevice) else {
         return 0;
     };
     let mut bytes = 0;

@@ -10,6 +10,9 @@ set -euo pipefail
 . "$(dirname "$0")/common.sh"
 . "$(dirname "$0")/quilt.sh"
 
+# What is left of an interrupted build holds it too, until that has ended.
+lock "$BUILD/lock"
+
 ORIGIN=$LINUX/.physdma-origin	# which tree it is a copy of
 
 copy_tree() {

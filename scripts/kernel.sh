@@ -9,6 +9,9 @@
 set -euo pipefail
 . "$(dirname "$0")/common.sh"
 
+# What is left of an interrupted build holds it too, until that has ended.
+lock "$BUILD/lock"
+
 NAME=$1
 OUT=$BUILD/$NAME
 FRAGMENTS=("$ROOT/scripts/kernel.config")

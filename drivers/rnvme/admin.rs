@@ -114,12 +114,17 @@ impl<'a, R: Regs + 'a> Admin<'a, R> {
     /// - `ETIMEDOUT`: there was no answer. The controller was disabled.
     /// - `EIO`: the controller refused, or the command could not be sent.
     fn execute(&self, what: &str, command: Command) -> Result<u32> {
+        self.execute_within(what, command, 0)
+    }
+
+    /// Like [`Self::execute`], but gives up after `timeout`; 0 stands for that of the admin queue.
+    fn execute_within(&self, what: &str, command: Command, timeout: Msecs) -> Result<u32> {
         let mut rq = self.requests.alloc(DriverOp::In)?;
 
         let data = rq.data_mut();
         data.command = command;
         data.status = CommandStatus::INTERNAL;
-        let done = rq.execute(0);
+        let done = rq.execute(timeout);
 
         match done.status() {
             Status::OK => Ok(done.data().result),
@@ -210,6 +215,20 @@ impl<'a, R: Regs + 'a> Admin<'a, R> {
         )?
     }
 
+    /// The I/O command set of a namespace, if it says. Sleeps.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::execute`].
+    pub(crate) fn command_set(&self, nsid: u32) -> Result<Option<u8>> {
+        self.identify(
+            "Identify Namespace Descriptors",
+            Cns::Descriptors,
+            nsid,
+            identify::command_set,
+        )
+    }
+
     /// Asks for `wanted` I/O queue pairs, at least one, and returns how many there may be. Sleeps.
     ///
     /// # Errors
@@ -245,6 +264,31 @@ impl<'a, R: Regs + 'a> Admin<'a, R> {
         )?;
         queue.set_enabled(true);
         Ok(())
+    }
+
+    /// Has the device forget the submission queue of `queue`, within `timeout`. Sleeps.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::execute`].
+    pub(crate) fn delete_sq(&self, queue: &Queue<'a, R>, timeout: Msecs) -> Result {
+        let command = Command::delete_sq(queue.qid());
+
+        self.execute_within("Delete I/O Submission Queue", command, timeout)
+            .map(|_| ())
+    }
+
+    /// Has the device forget the completion queue of `queue`, after its submission queue, within
+    /// `timeout`. Sleeps.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::execute`].
+    pub(crate) fn delete_cq(&self, queue: &Queue<'a, R>, timeout: Msecs) -> Result {
+        let command = Command::delete_cq(queue.qid());
+
+        self.execute_within("Delete I/O Completion Queue", command, timeout)
+            .map(|_| ())
     }
 
     /// Asks for command `cid` of queue `qid` to be aborted. Sleeps.

@@ -130,10 +130,10 @@ impl<'a, R: Regs + 'a> Ops<'a, R> {
 
         // SAFETY: A request that was mapped is unmapped, in `complete()` or by `give_up()`, before
         // it is ended.
-        let source = unsafe { ReqBvecs::new(rq) };
+        let mut source = unsafe { ReqBvecs::new(rq) };
         let mut segments = hw
             .client
-            .map(&mut data.mapping, source, dir)
+            .map(&mut data.mapping, &mut source, dir)
             .map_err(|e| Self::mapping_failed(&hw.queue, e))?;
         let mut lists = RequestLists::new(&hw.queue, tag, &mut data.lists);
 
@@ -193,12 +193,14 @@ impl<'a, R: Regs + 'a> Ops<'a, R> {
     }
 
     /// Ends, or sends again, a request that the device will not answer any more.
+    ///
+    /// What should fail fast is not sent again, and with it the driver's own commands.
     pub(crate) fn give_up(mut rq: OwnedRequest<Self>, retry: bool, status: Status) {
-        let own = matches!(rq.op(), Op::DrvIn | Op::DrvOut);
+        let retry = retry && !rq.is_failfast();
         let data = rq.data_mut();
 
         data.mapping.unmap();
-        if retry && !own && data.retries < MAX_RETRIES {
+        if retry && data.retries < MAX_RETRIES {
             data.retries += 1;
             rq.requeue();
         } else {

@@ -23,8 +23,12 @@ pub(crate) const CQES: u32 = size_of::<RawCompletion>().ilog2();
 
 /// Operation codes of the admin queue.
 pub(crate) mod admin {
+    /// Delete I/O Submission Queue.
+    pub(crate) const DELETE_SQ: u8 = 0x00;
     /// Create I/O Submission Queue.
     pub(crate) const CREATE_SQ: u8 = 0x01;
+    /// Delete I/O Completion Queue.
+    pub(crate) const DELETE_CQ: u8 = 0x04;
     /// Create I/O Completion Queue.
     pub(crate) const CREATE_CQ: u8 = 0x05;
     /// Identify.
@@ -55,6 +59,8 @@ pub(crate) enum Cns {
     Controller = 0x01,
     /// The active namespaces with an identifier greater than the given one.
     ActiveNamespaces = 0x02,
+    /// What identifies a namespace, its command set among it.
+    Descriptors = 0x03,
 }
 
 /// A command, without its identifier.
@@ -142,6 +148,22 @@ impl Command {
 
         this.cdw[0] = entries.wrapping_sub(1) << 16 | u32::from(qid);
         this.cdw[1] = u32::from(qid) << 16 | CONTIGUOUS;
+        this
+    }
+
+    /// Delete the submission queue `qid`.
+    pub(crate) fn delete_sq(qid: u16) -> Self {
+        let mut this = Self::new(admin::DELETE_SQ, 0);
+
+        this.cdw[0] = qid.into();
+        this
+    }
+
+    /// Delete the completion queue `qid`, the submission queue of which was deleted.
+    pub(crate) fn delete_cq(qid: u16) -> Self {
+        let mut this = Self::new(admin::DELETE_CQ, 0);
+
+        this.cdw[0] = qid.into();
         this
     }
 

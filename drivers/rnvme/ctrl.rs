@@ -226,22 +226,27 @@ impl<'a, R: Regs> Controller<'a, R> {
 
     /// Tells the controller that its power may go, waits at most `ms` milliseconds until it is
     /// prepared, and disables it. Sleeps.
+    ///
+    /// One that takes no commands is not told, as in C: it would not answer.
     pub(crate) fn shut_down(&self, ms: i64) {
         let io = self.regs.io();
+        let status = self.status();
 
-        if self.state() == State::Dead || self.status().is_gone() {
+        if self.state() == State::Dead || status.is_gone() {
             return;
         }
-        io.write_reg(io.read(regs::CC).with_const_shn::<{ regs::SHN_NORMAL }>());
-        if self
-            .wait(ms, |csts| u32::from(csts.shst()) == regs::SHST_COMPLETE)
-            .is_err()
-        {
-            dev_warn!(
-                self.dev,
-                "the controller does not shut down: status {:#x}\n",
-                self.status().into_raw()
-            );
+        if status.takes_commands() {
+            io.write_reg(io.read(regs::CC).with_const_shn::<{ regs::SHN_NORMAL }>());
+            if self
+                .wait(ms, |csts| u32::from(csts.shst()) == regs::SHST_COMPLETE)
+                .is_err()
+            {
+                dev_warn!(
+                    self.dev,
+                    "the controller does not shut down: status {:#x}\n",
+                    self.status().into_raw()
+                );
+            }
         }
         // What can be said about an error was said.
         let _ = self.disable();

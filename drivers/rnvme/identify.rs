@@ -20,6 +20,9 @@ pub(crate) const MAX_TRANSFER: u32 = 4 << 20;
 /// The most namespaces of an answer to Identify Active Namespaces.
 pub(crate) const LIST_LEN: usize = PAGE_LEN / size_of::<u32>();
 
+/// The NVM command set, as [`command_set()`] says it.
+pub(crate) const NVM_COMMAND_SET: u8 = 0;
+
 /// The answer to Identify, copied out of the memory that the controller can write.
 pub(crate) type Page = [u8; PAGE_LEN];
 
@@ -139,6 +142,8 @@ pub(crate) enum Unusable {
     Metadata(u16),
     /// It claims 2^63 bytes or more.
     TooLong(u64),
+    /// It is of this I/O command set, or does not say of which.
+    CommandSet(Option<u8>),
 }
 
 impl Namespace {
@@ -178,6 +183,27 @@ impl Namespace {
     pub(crate) fn sectors(&self) -> u64 {
         self.blocks << (self.lba_shift - 9)
     }
+}
+
+/// The I/O command set of a namespace, as its Namespace Identification Descriptors say.
+///
+/// NVM Express Base Specification 2.0, section 5.17.2.3.
+pub(crate) fn command_set(page: &Page) -> Option<u8> {
+    const CSI: u8 = 4;
+    let mut rest = &page[..];
+
+    while let &[kind, len, _, _, ref more @ ..] = rest {
+        // The list ends with zeroes.
+        if kind == 0 || len == 0 {
+            return None;
+        }
+        let (value, after) = more.split_at_checked(len.into())?;
+        if kind == CSI {
+            return value.first().copied();
+        }
+        rest = after;
+    }
+    None
 }
 
 /// The namespace identifiers of an answer to Identify Active Namespaces: those that rise from

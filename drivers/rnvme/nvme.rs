@@ -17,11 +17,17 @@ use crate::{
     },
     identify::{
         self,
-        CTRL_PAGE_SIZE, //
+        Namespace,
+        Unusable,
+        CTRL_PAGE_SIZE,
+        NVM_COMMAND_SET, //
     },
     queue::Queue,
     recovery::Recovery,
-    regs::Regs, //
+    regs::{
+        Regs,
+        CSS_ALL, //
+    }, //
 };
 use core::mem;
 use kernel::{
@@ -42,7 +48,11 @@ use kernel::{
         Arc,
         Mutex, //
     },
-    time::Msecs,
+    time::{
+        Instant,
+        Monotonic,
+        Msecs, //
+    },
     types::ScopeGuard, //
 };
 
@@ -199,14 +209,13 @@ impl<'a, R: Regs + 'a> Nvme<'a, R> {
         Ok(nvme)
     }
 
-    /// Makes a disk of every namespace that can be one. Sleeps.
-    ///
-    /// A namespace that cannot is skipped, after one line that says why.
+    /// The active namespaces, as the controller lists them, but for what is beyond
+    /// [`MAX_NAMESPACES`]. Sleeps.
     ///
     /// # Errors
     ///
-    /// Those of the commands that list the namespaces, and `ENOMEM`.
-    fn add_disks(&self) -> Result {
+    /// Those of the command, and `ENOMEM`.
+    fn listed_namespaces(&self) -> Result<KVec<u32>> {
         let mut list = KVec::new();
 
         loop {
@@ -214,23 +223,57 @@ impl<'a, R: Regs + 'a> Nvme<'a, R> {
 
             self.admin.active_namespaces(last, &mut list)?;
             let full = list.len() - before == identify::LIST_LEN;
-            if list.len() >= MAX_NAMESPACES {
-                dev_warn!(
-                    self.ctrl.dev,
-                    "only the first {} namespaces become disks\n",
-                    MAX_NAMESPACES
-                );
+            if list.len() > MAX_NAMESPACES {
+                self.warn_of_many();
                 list.truncate(MAX_NAMESPACES);
-                break;
+                return Ok(list);
             }
             if !full {
-                break;
+                return Ok(list);
             }
         }
+    }
+
+    /// All namespaces that there may be, but for what is beyond [`MAX_NAMESPACES`].
+    fn possible_namespaces(&self) -> Result<KVec<u32>> {
+        let mut list = KVec::new();
+
+        for nsid in 1..=self.identity.namespaces {
+            if list.len() == MAX_NAMESPACES {
+                self.warn_of_many();
+                break;
+            }
+            list.push(nsid, GFP_KERNEL)?;
+        }
+        Ok(list)
+    }
+
+    fn warn_of_many(&self) {
+        dev_warn!(
+            self.ctrl.dev,
+            "only the first {} namespaces become disks\n",
+            MAX_NAMESPACES
+        );
+    }
+
+    /// Makes a disk of every namespace that can be one. Sleeps.
+    ///
+    /// A namespace that cannot is skipped, after one line that says why. Where the controller does
+    /// not list its namespaces, all that there may be are tried, as in C.
+    ///
+    /// # Errors
+    ///
+    /// - `ETIMEDOUT`: the controller does not answer, and was disabled.
+    /// - `ENOMEM`.
+    fn add_disks(&self) -> Result {
+        let (list, listed) = match self.listed_namespaces() {
+            Err(e) if e == EIO => (self.possible_namespaces()?, false),
+            list => (list?, true),
+        };
+
         if list.is_empty() {
             dev_warn!(self.ctrl.dev, "there is no active namespace\n");
         }
-
         for &nsid in &list {
             if nsid > self.identity.namespaces {
                 dev_err!(
@@ -241,16 +284,30 @@ impl<'a, R: Regs + 'a> Nvme<'a, R> {
                 );
                 continue;
             }
-            if let Err(e) = self.add_disk(nsid) {
+            if let Err(e) = self.add_disk(nsid, listed) {
                 dev_err!(self.ctrl.dev, "namespace {}: no disk: {:?}\n", nsid, e);
             }
         }
         Ok(())
     }
 
-    fn add_disk(&self, nsid: u32) -> Result {
-        let ns = match self.admin.identify_namespace(nsid)? {
+    /// What the controller says of a namespace, or why it cannot be a disk.
+    fn identify(&self, nsid: u32) -> Result<Result<Namespace, Unusable>> {
+        if self.ctrl.caps.css == CSS_ALL {
+            let set = self.admin.command_set(nsid)?;
+
+            if set != Some(NVM_COMMAND_SET) {
+                return Ok(Err(Unusable::CommandSet(set)));
+            }
+        }
+        self.admin.identify_namespace(nsid)
+    }
+
+    /// Makes a disk of a namespace, if it can be one. Unless it was `listed`, it need not exist.
+    fn add_disk(&self, nsid: u32, listed: bool) -> Result {
+        let ns = match self.identify(nsid)? {
             Ok(ns) => ns,
+            Err(Unusable::Empty) if !listed => return Ok(()),
             Err(e) => {
                 dev_warn!(self.ctrl.dev, "namespace {} is skipped: {:?}\n", nsid, e);
                 return Ok(());
@@ -279,6 +336,12 @@ impl<'a, R: Regs + 'a> Nvme<'a, R> {
     #[allow(dead_code, reason = "used by the suite that plays a controller")]
     pub(crate) fn with_disk<T>(&self, nsid: u32, f: impl FnOnce(&Disk<'a, R>) -> T) -> Option<T> {
         self.disks.lock().iter().find(|d| d.nsid == nsid).map(f)
+    }
+
+    /// I/O queue `qid`.
+    #[allow(dead_code, reason = "used by the suite that plays a controller")]
+    pub(crate) fn queue(&self, qid: u16) -> Option<&Queue<'a, R>> {
+        self.queues.iter().find(|q| q.qid() == qid).map(|q| &**q)
     }
 
     /// The most bytes of a request.
@@ -382,6 +445,42 @@ impl<'a, R: Regs + 'a> Nvme<'a, R> {
         synchronize_rcu();
     }
 
+    /// Has the controller forget its I/O queues, before it is shut down. Sleeps.
+    ///
+    /// A controller that refuses, or that does not answer in the time of one admin command, is shut
+    /// down all the same.
+    fn delete_queues(&self) {
+        if self.ctrl.state() != State::Live || !self.ctrl.status().takes_commands() {
+            return;
+        }
+        let start = Instant::<Monotonic>::now();
+        let left = || {
+            let elapsed = Msecs::try_from(start.elapsed().as_millis()).unwrap_or(Msecs::MAX);
+
+            match self.config.admin_timeout.saturating_sub(elapsed) {
+                0 => Err(ETIMEDOUT),
+                left => Ok(left),
+            }
+        };
+        let delete = || -> Result {
+            for queue in self.used_queues() {
+                self.admin.delete_sq(queue, left()?)?;
+            }
+            for queue in self.used_queues() {
+                self.admin.delete_cq(queue, left()?)?;
+            }
+            Ok(())
+        };
+
+        if let Err(e) = delete() {
+            dev_warn!(
+                self.ctrl.dev,
+                "the controller does not delete its queues: {:?}\n",
+                e
+            );
+        }
+    }
+
     /// Takes back what the device did not answer; it was disabled, and nobody submits.
     fn drain(&self, retry: bool) {
         self.admin
@@ -440,6 +539,7 @@ impl<'a, R: Regs + 'a, I> Drop for Attached<'a, R, I> {
         self.nvme.remove_disks();
         self.recovery = None;
 
+        self.nvme.delete_queues();
         self.nvme.stop_queues();
         self.nvme.ctrl.shut_down(self.nvme.identity.shutdown_ms);
         self.nvme.ctrl.regs.isolate();

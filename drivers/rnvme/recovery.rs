@@ -234,7 +234,7 @@ pub(crate) fn timed_out<'a, R: Regs + 'a>(
         }
     }
 
-    if csts.is_gone() || csts.cfs() || !csts.rdy() || rq.flags().load(Relaxed) & ABORT_SENT != 0 {
+    if !csts.takes_commands() || rq.flags().load(Relaxed) & ABORT_SENT != 0 {
         if ctrl.inbox.reset() {
             dev_warn!(
                 ctrl.dev,

@@ -119,6 +119,11 @@ impl CSTS {
     pub(crate) fn is_gone(self) -> bool {
         self.into_raw() == u32::MAX
     }
+
+    /// Whether the controller takes commands, as far as it can be seen.
+    pub(crate) fn takes_commands(self) -> bool {
+        !self.is_gone() && self.rdy() && !self.cfs()
+    }
 }
 
 /// What the driver needs from the bus: registers, and a hold on interrupts and DMA.
@@ -203,10 +208,11 @@ impl Capabilities {
         if hi.mpsmin() != 0 {
             return Err(Unusable::PageSize(12 + u32::from(hi.mpsmin())));
         }
-        let css = if hi.css_nvm() {
-            0
-        } else if hi.css_iocs() && !hi.css_admin_only() {
+        // With the NVM command set alone, namespaces of other sets would look like those of that one.
+        let css = if hi.css_iocs() && (hi.css_nvm() || !hi.css_admin_only()) {
             CSS_ALL
+        } else if hi.css_nvm() {
+            0
         } else {
             return Err(Unusable::CommandSet);
         };

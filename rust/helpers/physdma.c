@@ -6,6 +6,7 @@
 #include <linux/highmem.h>
 #include <linux/iommu-dma.h>
 #include <linux/mm.h>
+#include <linux/percpu.h>
 #include <linux/sched/task_stack.h>
 #include <linux/swiotlb.h>
 
@@ -13,11 +14,6 @@ __rust_helper int rust_helper_dma_mapping_error(struct device *dev,
 						dma_addr_t dma_addr)
 {
 	return dma_mapping_error(dev, dma_addr);
-}
-
-__rust_helper phys_addr_t rust_helper_page_to_phys(struct page *page)
-{
-	return page_to_phys(page);
 }
 
 __rust_helper bool rust_helper_dev_is_dma_coherent(struct device *dev)
@@ -56,6 +52,33 @@ __rust_helper void rust_helper_gen_pool_free(struct gen_pool *pool,
 					     unsigned long addr, size_t size)
 {
 	gen_pool_free(pool, addr, size);
+}
+
+/* Numbers that each CPU counts for itself. */
+__rust_helper u64 *rust_helper_physdma_counter_alloc(void)
+{
+	return (u64 __force *)alloc_percpu(u64);
+}
+
+__rust_helper void rust_helper_physdma_counter_free(u64 *counter)
+{
+	free_percpu((void __percpu __force *)counter);
+}
+
+__rust_helper void rust_helper_physdma_counter_inc(u64 *counter)
+{
+	this_cpu_inc(*(u64 __percpu __force *)counter);
+}
+
+__rust_helper u64 rust_helper_physdma_counter_sum(u64 *counter)
+{
+	u64 sum = 0;
+	int cpu;
+
+	for_each_possible_cpu(cpu)
+		sum += READ_ONCE(*per_cpu_ptr((u64 __percpu __force *)counter,
+					      cpu));
+	return sum;
 }
 
 /* Maps the page of @phys, if there is one; the address of @phys itself. */

@@ -9,17 +9,22 @@
 //! - [`PhysBvec`] is one piece of it, 12 bytes; [`Merge`], [`Cursor`] and [`Limits`] join, walk
 //!   and cut pieces;
 //! - a [`Source`] is where pieces come from, and knows what kind of memory they can be:
-//!   [`ReqBvecs`], [`Pages`], [`Virt`], [`Raw`];
+//!   [`ReqBvecs`], [`Pages`], [`Virt`], [`Mixed`], [`Raw`];
+//! - a [`Provider`] is memory of a PCI device that others may do DMA to; a [`Registration`] makes
+//!   it one, and [`provider_of`] finds it by its physical address;
+//! - a [`Route`] is how a device reaches a provider; [`Refused`] says why it does not;
 //! - a [`Client`] is the device; [`Client::map`] makes a source visible to it, and returns the
 //!   [`Segments`] that the driver turns into its own descriptors;
 //! - a [`Mapping`] lives in the request's private data and knows what to undo;
-//! - an [`IovaSpace`] is the two-step IOVA API of the kernel, with its rules in the types.
+//! - an [`IovaSpace`] is the two-step IOVA API of the kernel, with its rules in the types;
+//! - [`copy_from`] and its like, and a [`Window`], are for the CPU.
 //!
 //! One request goes this way, and never back:
 //!
 //! ```text
-//! request -> pieces -> (one range, or piece by piece) -> segments -> the driver's descriptors
-//!                                  \-> Mapping, in the request, unmapped at completion
+//! request -> pieces -> whose? -> how? -> (one range, or piece by piece) -> segments -> descriptors
+//!                                                      \-> Mapping, in the request, unmapped at
+//!                                                          completion
 //! ```
 //!
 //! C headers: [`include/linux/dma-mapping.h`](srctree/include/linux/dma-mapping.h),
@@ -28,6 +33,7 @@
 mod access;
 mod backend;
 mod bvec;
+mod counter;
 mod iova;
 mod map;
 mod plan;
@@ -76,10 +82,13 @@ pub use self::provider::{
     Hold,
     Holder,
     Live,
-    Provider, //
+    Provider,
+    Traffic, //
 };
 pub use self::registry::{
     provider_of,
+    providers,
+    unknown_requests,
     Registration, //
 };
 pub use self::route::{

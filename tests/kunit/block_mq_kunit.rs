@@ -105,7 +105,7 @@ struct State {
     hw_alive: Atomic<i32>,
     /// Bytes read by others than the tests, such as the partition scan.
     bytes_read: Atomic<u64>,
-    /// Requests whose memory did not add up.
+    /// Requests whose memory did not add up, or that should fail fast.
     odd: Atomic<u32>,
     /// Queue maps that were accepted although they should not.
     bad_maps: Atomic<u32>,
@@ -288,6 +288,9 @@ impl Operations for Driver {
 
         if rq.op() != Op::DrvIn && rq.op() != Op::DrvOut {
             state.check_memory(&rq);
+            if rq.is_failfast() {
+                state.odd.fetch_add(1, Relaxed);
+            }
             let (rq, started) = rq.start_owned();
             rq.end(Status::OK);
             return Ok(started);
@@ -733,19 +736,20 @@ mod tests {
         let state = State::new(Mode::Answer)?;
         let queue = queue(&state, 4)?;
 
-        queue.tag_set().quiesce();
-        let submitter = match Submitter::new(&queue) {
-            Ok(submitter) => submitter,
-            Err(err) => {
-                queue.tag_set().unquiesce();
-                return Err(err);
-            }
-        };
-        fsleep(Delta::from_millis(50));
-        let dispatched = state.dispatched.load(Relaxed);
-        queue.tag_set().unquiesce();
+        let submitter;
+        {
+            let outer = queue.tag_set().quiesce();
+            let inner = queue.tag_set().quiesce();
 
-        check!(dispatched == 0);
+            // Dropped after both, so that a failed check does not make it wait for ever.
+            submitter = Submitter::new(&queue)?;
+            fsleep(Delta::from_millis(50));
+            check!(state.dispatched.load(Relaxed) == 0);
+            drop(outer);
+            fsleep(Delta::from_millis(50));
+            check!(state.dispatched.load(Relaxed) == 0);
+            drop(inner);
+        }
         check!(submitter.status()? == Status::OK);
         check!(state.dispatched.load(Relaxed) == 1);
         Ok(())
@@ -765,12 +769,12 @@ mod tests {
 
         wait_for(|| state.dispatched.load(Relaxed) == 3)?;
         // The last one may still be in `queue_rq()`.
-        queue.tag_set().quiesce();
+        let quiesced = queue.tag_set().quiesce();
         table.claim_all(|rq| {
             taken += 1;
             rq.end(Status::OFFLINE);
         });
-        queue.tag_set().unquiesce();
+        drop(quiesced);
         check!(taken == 3);
         for submitter in &submitters {
             check!(submitter.status()? == Status::OFFLINE);
@@ -951,6 +955,7 @@ mod tests {
             drop(frozen);
 
             let mut rq = disk.alloc(DriverOp::Out)?;
+            check!(rq.is_failfast());
             rq.data_mut().input = 7;
             let rq = rq.execute(0);
             check!(rq.op() == Op::DrvOut);

@@ -21,6 +21,7 @@ use crate::{
         DataDirection,
         DmaAddress, //
     },
+    error::to_result,
     io::PhysAddr,
     prelude::*,
     sync::Arc, //
@@ -185,6 +186,15 @@ pub trait Backend: Copy {
     fn topology(self) -> Result<Arc<dyn Topology>>;
 }
 
+/// Like `to_result()`, but what is done for each piece of a request does not call it.
+#[inline]
+fn check(ret: c_int) -> Result {
+    if ret == 0 {
+        return Ok(());
+    }
+    to_result(ret)
+}
+
 /// The kernel's DMA API, for one device.
 #[derive(Clone, Copy)]
 pub struct Dma<'a>(&'a Device<Bound>);
@@ -238,7 +248,7 @@ impl Backend for Dma<'_> {
     ) -> Result {
         // SAFETY: By the safety requirements the range was allocated for this bound device, and
         // pieces are linked one behind the other.
-        crate::error::to_result(unsafe {
+        check(unsafe {
             bindings::dma_iova_link(
                 self.0.as_raw(),
                 &mut iova.0,
@@ -255,9 +265,7 @@ impl Backend for Dma<'_> {
     unsafe fn sync(self, iova: &mut Iova, len: usize) -> Result {
         // SAFETY: By the safety requirements the range was allocated for this bound device, and
         // `len` bytes of it are linked.
-        crate::error::to_result(unsafe {
-            bindings::dma_iova_sync(self.0.as_raw(), &mut iova.0, 0, len)
-        })
+        check(unsafe { bindings::dma_iova_sync(self.0.as_raw(), &mut iova.0, 0, len) })
     }
 
     #[inline]
@@ -288,16 +296,14 @@ impl Backend for Dma<'_> {
             bindings::dma_map_phys(self.0.as_raw(), phys, len, dir.into(), memory.attrs())
         };
         // SAFETY: `dma` comes from `dma_map_phys()` for this device.
-        crate::error::to_result(unsafe { bindings::dma_mapping_error(self.0.as_raw(), dma) })?;
+        check(unsafe { bindings::dma_mapping_error(self.0.as_raw(), dma) })?;
         Ok(dma)
     }
 
     #[inline]
     unsafe fn unmap_phys(self, dma: DmaAddress, len: usize, dir: DataDirection, memory: Memory) {
         // SAFETY: By the safety requirements this undoes one `map_phys` of the same device.
-        unsafe {
-            bindings::dma_unmap_phys(self.0.as_raw(), dma, len, dir.into(), memory.attrs())
-        }
+        unsafe { bindings::dma_unmap_phys(self.0.as_raw(), dma, len, dir.into(), memory.attrs()) }
     }
 
     #[inline]

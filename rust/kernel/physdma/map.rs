@@ -273,9 +273,10 @@ impl<'a, B: Backend> Client<'a, B> {
             run: Run::Ram,
             range: 0,
         };
-        let known = S::MISS == Miss::Ram && !registry::any();
-        if known || !segments.map_any()? {
-            segments.map_alike(bytes)?;
+        if S::UNIFORM || S::MISS == Miss::Ram && !registry::any() {
+            segments.map_uniform(bytes)?;
+        } else {
+            segments.map_any(bytes)?;
         }
         Ok(segments)
     }
@@ -434,7 +435,9 @@ impl<'c, B: Backend> Mapping<'c, B> {
     /// Whether the memory of `attachment`'s provider is kept already.
     fn keeps(&self, attachment: &Attachment) -> bool {
         let kept = |note: &Note| matches!(note, Note::Live(live) if live.is_of(attachment));
-        self.live.as_ref().is_some_and(|live| live.is_of(attachment))
+        self.live
+            .as_ref()
+            .is_some_and(|live| live.is_of(attachment))
             || self.notes().iter().any(kept)
     }
 }
@@ -614,21 +617,39 @@ impl<S: Source, B: Backend> Segments<'_, '_, S, B> {
         self.path
     }
 
-    /// Maps memory that is all of one kind, and has to be mapped.
+    /// Maps memory that is all of the kind of its first piece.
     #[inline]
-    fn map_alike(&mut self, bytes: usize) -> Result {
-        if let Some(piece) = self.source.only() {
-            return self.map_single(piece);
+    fn map_uniform(&mut self, bytes: usize) -> Result {
+        let only = self.source.only();
+        let first = only.or_else(|| self.source.next()).ok_or(EINVAL)?;
+        if S::UNIFORM && registry::may_own(first) {
+            self.find_run(first)?;
+            if only.is_some() {
+                // It has not been taken from the source yet.
+                let _ = self.source.next();
+            }
         }
-        let first = self.source.next().ok_or(EINVAL)?;
-        if first.len() as usize == bytes {
+        // Only where it is known that it is one piece there is none behind it.
+        self.map_alike(first, if only.is_some() { 0 } else { bytes })
+    }
+
+    /// Maps `first`, and all that follows: memory of one kind, `bytes` bytes of it.
+    #[inline]
+    fn map_alike(&mut self, first: PhysBvec, bytes: usize) -> Result {
+        if !self.run.kind().is_mapped() {
+            self.ahead = Some(first);
+            self.path = match self.run.kind() {
+                Kind::Internal => Path::Internal,
+                _ => Path::Bus,
+            };
+            return Ok(());
+        }
+        // At least as long where it is the only piece.
+        if first.len() as usize >= bytes {
             return self.map_single(first);
         }
         let boundary = self.client.merge_boundary;
-        if boundary == 0
-            || self.source.gaps() & boundary != 0
-            || !self.link(first, bytes)?
-        {
+        if boundary == 0 || self.source.gaps() & boundary != 0 || !self.link(first, bytes)? {
             self.ahead = Some(first);
         }
         Ok(())
@@ -702,19 +723,19 @@ impl<S: Source, B: Backend> Segments<'_, '_, S, B> {
                 Some(piece) => self.map_piece(piece).map(|()| true),
                 None => Ok(false),
             },
-            Path::Bus | Path::Internal => Ok(match self.source.next() {
-                Some(piece) => {
-                    self.address(piece);
-                    true
+            Path::Bus | Path::Internal => {
+                match self.ahead.take().or_else(|| self.source.next()) {
+                    Some(piece) => self.address(piece),
+                    None => return Ok(false),
                 }
-                None => false,
-            }),
+                Ok(true)
+            }
             Path::Mixed => self.map_next_mixed(),
         }
     }
 
     /// Maps `piece` by itself.
-    #[inline]
+    #[inline(always)] // It is the loop where nothing can be joined.
     fn map_piece(&mut self, piece: PhysBvec) -> Result {
         let backend = self.client.backend;
         let len = piece.len();
@@ -738,7 +759,8 @@ impl<S: Source, B: Backend> Segments<'_, '_, S, B> {
 
     fn remember(&mut self, dma: DmaAddress, len: u32, memory: Memory) -> Result {
         let client = self.client;
-        self.slot.note(Note::Piece { dma, len, memory }, &client.spill)?;
+        self.slot
+            .note(Note::Piece { dma, len, memory }, &client.spill)?;
         self.slot.state = State::Spilled {
             backend: client.backend,
             dir: self.dir,
@@ -755,11 +777,21 @@ impl<S: Source, B: Backend> Segments<'_, '_, S, B> {
         }
     }
 
-    /// Finds out what the memory is, keeps what is a provider's, and decides how it is mapped.
-    ///
-    /// Returns `false` where all of it is mapped alike: that is [`Self::map_alike`]'s.
+    /// Finds out of which kind all of the memory is, from its first piece, and keeps it.
+    #[cold]
+    fn find_run(&mut self, first: PhysBvec) -> Result {
+        let guard = rcu::read_lock();
+        let found = self.identify(first, &guard)?;
+        self.run = found.run;
+        if let Some(attachment) = found.attachment {
+            self.keep(attachment, &guard)?;
+        }
+        Ok(())
+    }
+
+    /// Finds out what each piece is, keeps what is a provider's, and maps it as that demands.
     #[inline(never)]
-    fn map_any(&mut self) -> Result<bool> {
+    fn map_any(&mut self, bytes: usize) -> Result {
         let mut plan = Plan::default();
         let mut first = None;
         let mut alike = true;
@@ -778,9 +810,6 @@ impl<S: Source, B: Backend> Segments<'_, '_, S, B> {
             }
             plan.add(next.piece, next.run.kind());
             alike &= *first.get_or_insert(next.run) == next.run;
-            if S::UNIFORM {
-                break;
-            }
         }
         let first = first.ok_or(EINVAL)?;
         self.source.rewind();
@@ -788,12 +817,8 @@ impl<S: Source, B: Backend> Segments<'_, '_, S, B> {
 
         if alike {
             self.run = first;
-            match first {
-                Run::Ram | Run::HostBridge => return Ok(false),
-                Run::Bus { .. } => self.path = Path::Bus,
-                Run::Internal { .. } => self.path = Path::Internal,
-            }
-            return Ok(true);
+            let first = self.source.next().ok_or(EINVAL)?;
+            return self.map_alike(first, bytes);
         }
 
         self.path = Path::Mixed;
@@ -802,7 +827,7 @@ impl<S: Source, B: Backend> Segments<'_, '_, S, B> {
             self.source.rewind();
             self.ahead = None;
         }
-        Ok(true)
+        Ok(())
     }
 
     /// Takes the next piece that is all of one kind.
@@ -811,33 +836,42 @@ impl<S: Source, B: Backend> Segments<'_, '_, S, B> {
         let Some(whole) = self.ahead.take().or_else(|| self.source.next()) else {
             return Ok(None);
         };
-        let (owner, len) = registry::find(whole, guard);
-        let (piece, rest) = whole.split(len);
-        self.ahead = rest;
+        let found = self.identify(whole, guard)?;
+        self.ahead = whole.split(found.piece.len()).1;
+        Ok(Some(found))
+    }
 
+    /// Finds out what the first part of `whole` is that is all of one kind.
+    #[inline]
+    fn identify<'g>(&self, whole: PhysBvec, guard: &'g rcu::Guard) -> Result<Classified<'g>> {
+        let (owner, len) = registry::find(whole, guard);
         let (run, attachment) = match owner {
             None if self.source.miss() == Miss::Ram => (Run::Ram, None),
-            None => return Err(EFAULT),
+            None => {
+                registry::count_unknown();
+                return Err(EFAULT);
+            }
             Some(owner) => {
                 // SAFETY: We borrow the client, so it does not go.
-                let attachment = unsafe { Inner::attachment(owner, self.client.member.id(), guard) }
-                    // It came when the memory was being revoked already.
-                    .ok_or(ENODEV)?;
+                let attachment =
+                    unsafe { Inner::attachment(owner, self.client.member.id(), guard) }
+                        // It came when the memory was being revoked already.
+                        .ok_or(ENODEV)?;
                 match attachment.route {
                     Ok((route, _)) => (Run::new(route, &owner.range), Some(attachment)),
                     Err(refused) => {
-                        attachment.complain(&owner.range);
+                        attachment.refuse(&owner.range);
                         return Err(refused.into());
                     }
                 }
             }
         };
-        Ok(Some(Classified {
+        Ok(Classified {
             whole,
-            piece,
+            piece: whole.split(len).0,
             run,
             attachment,
-        }))
+        })
     }
 
     /// Keeps a provider's memory until all is unmapped.
@@ -887,6 +921,7 @@ impl<S: Source, B: Backend> Segments<'_, '_, S, B> {
     }
 
     /// Goes on to the next run of a request that is not all of one kind.
+    #[cold]
     fn map_next_mixed(&mut self) -> Result<bool> {
         let linked = matches!(self.slot.state, State::Iova(_));
         let Some((piece, run)) = self.next_run()? else {

@@ -11,7 +11,7 @@ use super::{
 
 /// What a piece of memory is to the device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub(super) enum Kind {
     /// RAM.
     Ram,
     /// A provider's memory, reached through the host bridge.
@@ -25,7 +25,7 @@ pub enum Kind {
 impl Kind {
     /// Whether the DMA API gives it an address.
     #[inline]
-    pub const fn is_mapped(self) -> bool {
+    pub(super) const fn is_mapped(self) -> bool {
         matches!(self, Self::Ram | Self::HostBridge)
     }
 }
@@ -35,7 +35,7 @@ impl Kind {
 ///
 /// What stands between them and has a bus address takes no part: the range goes on behind it.
 #[derive(Default)]
-pub struct Plan {
+pub(super) struct Plan {
     bytes: usize,
     pieces: usize,
     /// All address bits in which two neighbours in the range do not fit together.
@@ -48,7 +48,7 @@ pub struct Plan {
 impl Plan {
     /// Adds the next piece of the request.
     #[inline]
-    pub fn add(&mut self, piece: PhysBvec, kind: Kind) {
+    pub(super) fn add(&mut self, piece: PhysBvec, kind: Kind) {
         match kind {
             Kind::Bus | Kind::Internal => return,
             Kind::Ram => self.ram = true,
@@ -70,7 +70,7 @@ impl Plan {
     /// is not `coherent` cannot have RAM and a provider's memory in one range: they are undone
     /// differently.
     #[inline]
-    pub fn shared(&self, merge_boundary: u64, coherent: bool) -> Option<usize> {
+    pub(super) fn shared(&self, merge_boundary: u64, coherent: bool) -> Option<usize> {
         let fits = merge_boundary != 0 && self.gaps & merge_boundary == 0;
         let alike = coherent || !(self.ram && self.provider);
         (self.pieces > 1 && fits && alike).then_some(self.bytes)

@@ -47,7 +47,8 @@ impl Pool {
         }
         // SAFETY: Any arguments are fine.
         // CAST: A page's size has few bits.
-        let pool = unsafe { bindings::gen_pool_create(PAGE_SHIFT as c_int, bindings::NUMA_NO_NODE) };
+        let pool =
+            unsafe { bindings::gen_pool_create(PAGE_SHIFT as c_int, bindings::NUMA_NO_NODE) };
         // INVARIANT: It was just created.
         let this = Self {
             pool: NonNull::new(pool).ok_or(ENOMEM)?,

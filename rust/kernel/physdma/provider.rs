@@ -13,6 +13,7 @@
 //! C header: [`include/linux/percpu-refcount.h`](srctree/include/linux/percpu-refcount.h)
 
 use super::{
+    counter::Counter,
     pool::Pool,
     route::{
         BarRange,
@@ -50,8 +51,11 @@ pub(super) struct Attachment {
     pub(super) client: Arc<dyn Topology>,
     /// The route, and its length in hops.
     pub(super) route: Result<(Route, u32), Refused>,
-    /// Whether the log has the reason why there is no route.
-    complained: Atomic<bool>,
+    /// Requests that were refused because there is no route.
+    refused: Atomic<u64>,
+    /// Live references that were taken, and that were given back.
+    taken: Counter,
+    given: Counter,
 }
 
 /// An [`Attachment`], and what is in flight on it.
@@ -63,15 +67,17 @@ impl Attachment {
         let attachment = Self {
             client,
             route,
-            complained: Atomic::new(false),
+            refused: Atomic::new(0),
+            taken: Counter::new()?,
+            given: Counter::new()?,
         };
         Arc::pin_init(PercpuRef::new(attachment, GFP_KERNEL), GFP_KERNEL)
     }
 
-    /// Says in the log, once, why there is no route.
+    /// Counts a request that was refused; the first time, the log says why there is no route.
     #[cold]
-    pub(super) fn complain(&self, memory: &BarRange) {
-        if let (Err(refused), false) = (self.route, self.complained.xchg(true, Relaxed)) {
+    pub(super) fn refuse(&self, memory: &BarRange) {
+        if let (Err(refused), 0) = (self.route, self.refused.fetch_add(1, Relaxed)) {
             match self.client.device() {
                 Some(client) => dev_warn!(
                     client,
@@ -95,13 +101,50 @@ impl Live {
     /// Takes a live reference, unless the memory has been revoked.
     #[inline]
     pub(super) fn new(attached: &Attached, guard: &rcu::Guard) -> Option<Self> {
-        attached.try_get_live_rcu(guard).map(Self)
+        let live = attached.try_get_live_rcu(guard)?;
+        live.taken.inc();
+        Some(Self(live))
     }
 
     /// Whether it is a reference of `attachment`.
     #[inline]
     pub(super) fn is_of(&self, attachment: &Attachment) -> bool {
         core::ptr::eq(&*self.0, attachment)
+    }
+}
+
+impl Drop for Live {
+    #[inline]
+    fn drop(&mut self) {
+        self.0.given.inc();
+    }
+}
+
+/// What there is between a provider and a client, for an operator.
+pub struct Traffic<'a> {
+    /// The client's device; [`None`] is the CPU, or a client that is not a device.
+    pub client: Option<&'a Device>,
+    /// The route and its length in hops, or why there is none.
+    pub route: Result<(Route, u32), Refused>,
+    /// Requests, or mappings for the CPU, that have had the memory.
+    pub mapped: u64,
+    /// Those of them that have it now. While it changes, this is about right.
+    pub in_flight: u64,
+    /// Requests that were refused because there is no route.
+    pub refused: u64,
+}
+
+impl Attachment {
+    fn traffic(&self) -> Traffic<'_> {
+        let given = self.given.sum();
+        let taken = self.taken.sum();
+        Traffic {
+            client: self.client.device(),
+            route: self.route,
+            mapped: taken,
+            in_flight: taken.saturating_sub(given),
+            refused: self.refused.load(Relaxed),
+        }
     }
 }
 
@@ -136,6 +179,8 @@ pub(super) struct Inner {
     /// Whether the memory has a `struct page` for each of its pages.
     pub(super) has_pages: bool,
     cpu: Arc<Attached>,
+    /// All clients have numbers less than this.
+    clients: Atomic<usize>,
     /// By the number of the client. Changed under the registry's lock only.
     #[pin]
     attachments: XArray<Arc<Attached>>,
@@ -157,6 +202,7 @@ impl Inner {
                 range,
                 has_pages,
                 cpu,
+                clients: Atomic::new(0),
                 attachments <- XArray::new(AllocKind::Alloc),
                 state <- new_mutex!(State {
                     revoked: false,
@@ -177,6 +223,8 @@ impl Inner {
         }
         let attachment = Attachment::new(client, &self.range)?;
         self.attachments.lock().store(id, attachment, GFP_KERNEL)?;
+        self.clients
+            .store(self.clients.load(Relaxed).max(id + 1), Relaxed);
         Ok(())
     }
 
@@ -345,6 +393,35 @@ impl Provider {
                 // SAFETY: It was just allocated.
                 unsafe { pool.free(offset, bytes as usize) };
                 Err(e)
+            }
+        }
+    }
+
+    /// Whether the memory has a `struct page` for each of its pages.
+    pub fn has_pages(&self) -> bool {
+        self.0.has_pages
+    }
+
+    /// Calls `f` with the name of everyone who is to be told when the memory goes. `f` must not
+    /// use the provider.
+    pub fn for_each_holder(&self, mut f: impl FnMut(&CStr)) {
+        for holder in &self.0.state.lock().holders {
+            f(holder.name());
+        }
+    }
+
+    /// What the CPU has mapped.
+    pub fn cpu_traffic(&self) -> (u64, u64) {
+        let traffic = self.0.cpu.traffic();
+        (traffic.mapped, traffic.in_flight)
+    }
+
+    /// Calls `f` with what there is between the memory and each client, whether it was ever used
+    /// or not. May sleep.
+    pub fn for_each_client(&self, mut f: impl FnMut(Traffic<'_>)) {
+        for id in 0..self.0.clients.load(Relaxed) {
+            if let Some(attachment) = self.0.attachment_of(Some(id)) {
+                f(attachment.traffic());
             }
         }
     }

@@ -46,13 +46,17 @@ use crate::{
         Mutex,
         SetOnce, //
     },
-    time::msecs_to_jiffies, //
+    time::{
+        delay::fsleep,
+        msecs_to_jiffies,
+        Delta, //
+    }, //
 };
 use core::marker::PhantomData;
 
 /// On while there is a provider.
 #[no_mangle]
-pub static physdma_providers: StaticKeyFalse = StaticKeyFalse::new();
+pub(super) static physdma_providers: StaticKeyFalse = StaticKeyFalse::new();
 
 /// Made when the first provider or client appears; never goes.
 static REGISTRY: SetOnce<Pin<KBox<Registry>>> = SetOnce::new();
@@ -60,11 +64,15 @@ static REGISTRY: SetOnce<Pin<KBox<Registry>>> = SetOnce::new();
 /// Each time that revocation has waited this long in vain, it says for whom.
 const PATIENCE_MS: u32 = 10_000;
 
+/// The span of all ranges: no provider has memory outside. Changed with the members locked.
+static SPAN_FIRST: Atomic<usize> = Atomic::new(usize::MAX);
+static SPAN_LAST: Atomic<usize> = Atomic::new(0);
+
+/// Requests that were refused because nobody knows what is at an address.
+static UNKNOWN: Atomic<u64> = Atomic::new(0);
+
 #[pin_data]
 struct Registry {
-    /// The span of all ranges: no provider has memory outside. Changed with `members` locked.
-    first: Atomic<usize>,
-    last: Atomic<usize>,
     #[pin]
     ranges: MapleTreeRcu<Arc<Inner>>,
     #[pin]
@@ -87,7 +95,7 @@ enum Slot {
 
 impl Members {
     /// Sets the span of all ranges.
-    fn set_span(&self, registry: &Registry) {
+    fn set_span(&self) {
         let (mut first, mut last) = (usize::MAX, 0);
         for inner in &self.providers {
             if let Some((from, to)) = index(&inner.range) {
@@ -95,8 +103,8 @@ impl Members {
                 last = last.max(to);
             }
         }
-        registry.first.store(first, Relaxed);
-        registry.last.store(last, Relaxed);
+        SPAN_FIRST.store(first, Relaxed);
+        SPAN_LAST.store(last, Relaxed);
     }
 }
 
@@ -109,23 +117,27 @@ fn index(range: &BarRange) -> Option<(usize, usize)> {
 }
 
 fn registry() -> Result<&'static Registry> {
-    if REGISTRY.as_ref().is_none() {
-        let new = KBox::pin_init(
-            try_pin_init!(Registry {
-                first: Atomic::new(usize::MAX),
-                last: Atomic::new(0),
-                ranges <- MapleTreeRcu::new(),
-                members <- new_mutex!(Members {
-                    providers: KVec::new(),
-                    clients: KVec::new(),
-                }),
-            }),
-            GFP_KERNEL,
-        )?;
-        // Somebody else may have been faster.
-        let _ = REGISTRY.populate(new);
+    if let Some(registry) = REGISTRY.as_ref() {
+        return Ok(registry);
     }
-    REGISTRY.as_ref().map(|registry| &**registry).ok_or(EAGAIN)
+    let new = KBox::pin_init(
+        try_pin_init!(Registry {
+            ranges <- MapleTreeRcu::new(),
+            members <- new_mutex!(Members {
+                providers: KVec::new(),
+                clients: KVec::new(),
+            }),
+        }),
+        GFP_KERNEL,
+    )?;
+    // Somebody else may have been faster, and not be done yet.
+    let _ = REGISTRY.populate(new);
+    loop {
+        if let Some(registry) = REGISTRY.as_ref() {
+            return Ok(registry);
+        }
+        fsleep(Delta::from_micros(10));
+    }
 }
 
 /// Whether there is any provider.
@@ -134,12 +146,21 @@ pub(super) fn any() -> bool {
     static_branch_unlikely!(physdma_providers)
 }
 
+/// Whether a part of `piece` may be a provider's. May be called in any context.
+#[inline]
+pub(super) fn may_own(piece: PhysBvec) -> bool {
+    // Where an address does not fit, nothing can be registered.
+    any()
+        && usize::try_from(piece.last()).is_ok_and(|last| last >= SPAN_FIRST.load(Relaxed))
+        && usize::try_from(piece.phys()).is_ok_and(|first| first <= SPAN_LAST.load(Relaxed))
+}
+
 /// Whose memory `piece` begins with, and how many of its bytes are; never none.
 ///
 /// [`None`]: no provider's. May be called in any context.
 #[inline]
 pub(super) fn find(piece: PhysBvec, guard: &rcu::Guard) -> (Option<ArcBorrow<'_, Inner>>, u32) {
-    if !any() {
+    if !may_own(piece) {
         return (None, piece.len());
     }
     search(piece, guard)
@@ -155,9 +176,6 @@ fn search(piece: PhysBvec, guard: &rcu::Guard) -> (Option<ArcBorrow<'_, Inner>>,
         // Nothing can be registered there.
         return nobody;
     };
-    if last < registry.first.load(Relaxed) || first > registry.last.load(Relaxed) {
-        return nobody;
-    }
     // Both ends are looked at: a range may begin, or end, within the piece. CAST: Each of the
     // lengths is at most that of the piece.
     match registry.ranges.iter(first..=last, guard).next() {
@@ -206,6 +224,32 @@ pub fn provider_of(piece: PhysBvec) -> Result<Option<Provider>> {
     Ok(owner)
 }
 
+/// Counts a request with memory that nobody knows.
+#[cold]
+pub(super) fn count_unknown() {
+    UNKNOWN.fetch_add(1, Relaxed);
+}
+
+/// How many requests had memory of which nobody knows what it is.
+pub fn unknown_requests() -> u64 {
+    UNKNOWN.load(Relaxed)
+}
+
+/// All providers, those that are being revoked included. May sleep.
+///
+/// # Errors
+///
+/// `ENOMEM`.
+pub fn providers() -> Result<KVec<Provider>> {
+    let mut list = KVec::new();
+    if let Some(registry) = REGISTRY.as_ref() {
+        for inner in &registry.members.lock().providers {
+            list.push(Provider(inner.clone()), GFP_KERNEL)?;
+        }
+    }
+    Ok(list)
+}
+
 /// The provider with the smallest sum of hops from the members `ids`. May sleep.
 pub(super) fn nearest(ids: impl ExactSizeIterator<Item = usize> + Clone) -> Option<Provider> {
     if ids.len() == 0 {
@@ -246,7 +290,7 @@ fn enter(range: BarRange, has_pages: bool) -> Result<Arc<Inner>> {
             InsertErrorKind::InvalidRequest => EINVAL,
         })?;
     members.providers.push(inner.clone(), GFP_KERNEL)?;
-    members.set_span(registry);
+    members.set_span();
     drop(members);
 
     physdma_providers.inc();
@@ -296,7 +340,7 @@ fn revoke(inner: &Arc<Inner>) {
         if let Some(at) = members.providers.iter().position(|p| Arc::ptr_eq(p, inner)) {
             let _ = members.providers.remove(at);
         }
-        members.set_span(registry);
+        members.set_span();
         index(&inner.range).and_then(|(first, _)| registry.ranges.erase(first))
     };
     physdma_providers.dec();
@@ -429,12 +473,7 @@ impl<'a> Registration<'a> {
     /// # Safety
     ///
     /// The returned value is dropped, before `dev` is unbound: it must not be forgotten.
-    pub unsafe fn new(
-        dev: &'a pci::Device<Bound>,
-        bar: u32,
-        start: u64,
-        len: u64,
-    ) -> Result<Self> {
+    pub unsafe fn new(dev: &'a pci::Device<Bound>, bar: u32, start: u64, len: u64) -> Result<Self> {
         let inner = BarRange::new(dev, bar, start, len)
             .and_then(|range| enter(range, false))
             .inspect_err(|e| {

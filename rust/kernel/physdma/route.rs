@@ -80,10 +80,9 @@ impl fmt::Display for Refused {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Topology(why) => why.fmt(f),
-            Self::Mask { last, mask } => write!(
-                f,
-                "it cannot address {last:#x}: its DMA mask is {mask:#x}"
-            ),
+            Self::Mask { last, mask } => {
+                write!(f, "it cannot address {last:#x}: its DMA mask is {mask:#x}")
+            }
             Self::Bounce => f.write_str(
                 "all its DMA is bounced through RAM: boot without swiotlb=force, or with an IOMMU",
             ),
@@ -134,7 +133,7 @@ impl BarRange {
                 bindings::IORES_DESC_NONE as usize,
             )
         };
-        if overlap != bindings::REGION_DISJOINT as _ {
+        if overlap != bindings::REGION_DISJOINT as c_int {
             return Err(EINVAL);
         }
         // INVARIANT: Just checked.

@@ -80,6 +80,44 @@ pub trait Source: private::Sealed {
     }
 }
 
+impl<S: Source> private::Sealed for &mut S {}
+
+/// A source may be lent, which saves moving it.
+impl<S: Source> Source for &mut S {
+    const MISS: Miss = S::MISS;
+    const UNIFORM: bool = S::UNIFORM;
+
+    #[inline]
+    fn bytes(&self) -> usize {
+        S::bytes(self)
+    }
+
+    #[inline]
+    fn gaps(&self) -> u64 {
+        S::gaps(self)
+    }
+
+    #[inline]
+    fn next(&mut self) -> Option<PhysBvec> {
+        S::next(self)
+    }
+
+    #[inline]
+    fn miss(&self) -> Miss {
+        S::miss(self)
+    }
+
+    #[inline]
+    fn rewind(&mut self) {
+        S::rewind(self);
+    }
+
+    #[inline]
+    fn only(&self) -> Option<PhysBvec> {
+        S::only(self)
+    }
+}
+
 /// A list of raw physical addresses, of which nothing is known but what the provider registry
 /// says.
 ///
@@ -364,7 +402,7 @@ impl private::Sealed for ReqBvecs<'_> {}
 impl Source for ReqBvecs<'_> {
     const MISS: Miss = Miss::Ram;
 
-    // The block layer does not put anything else into one request.
+    // The block layer puts nothing else into one request.
     const UNIFORM: bool = true;
 
     #[inline]
@@ -473,6 +511,9 @@ impl private::Sealed for Pages<'_> {}
 impl Source for Pages<'_> {
     const MISS: Miss = Miss::Ram;
 
+    // All of it is RAM.
+    const UNIFORM: bool = true;
+
     fn bytes(&self) -> usize {
         self.bytes
     }
@@ -570,6 +611,9 @@ impl private::Sealed for Virt {}
 
 impl Source for Virt {
     const MISS: Miss = Miss::Ram;
+
+    // All of it is RAM.
+    const UNIFORM: bool = true;
 
     fn bytes(&self) -> usize {
         self.bytes

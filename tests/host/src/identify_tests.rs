@@ -42,6 +42,36 @@ fn garbage() {
 }
 
 #[test]
+fn command_sets() {
+    let list = |bytes: &[u8]| {
+        let mut p = [0; PAGE_LEN];
+        p[..bytes.len()].copy_from_slice(bytes);
+        command_set(&p)
+    };
+    let uuid = [&[3, 16, 0, 0][..], &[0xaa; 16]].concat();
+
+    assert_eq!(list(&[]), None);
+    assert_eq!(list(&uuid), None);
+    assert_eq!(list(&[4, 1, 0, 0, 0]), Some(NVM_COMMAND_SET));
+    assert_eq!(list(&[4, 1, 0, 0, 2, 3, 16]), Some(2));
+    assert_eq!(list(&[&uuid[..], &[4, 1, 0, 0, 2]].concat()), Some(2));
+    // What ends the list, or cannot be in it.
+    assert_eq!(list(&[0, 1, 0, 0, 0, 4, 1, 0, 0, 2]), None);
+    assert_eq!(list(&[4, 0, 0, 0, 4, 1, 0, 0, 2]), None);
+    assert_eq!(command_set(&[0xff; PAGE_LEN]), None);
+    // One that does not end within the page, whatever its length.
+    for len in 1..=255 {
+        let mut p = [0; PAGE_LEN];
+        let mut at = 0;
+        while at + 4 <= PAGE_LEN {
+            (p[at], p[at + 1]) = (1, len);
+            at += 4 + usize::from(len);
+        }
+        assert_eq!(command_set(&p), None);
+    }
+}
+
+#[test]
 fn namespaces() {
     let mut p = [0; PAGE_LEN];
     p[0] = 8;

@@ -33,15 +33,14 @@ use kernel::{
     prelude::*,
     ptr::KnownSize,
     sync::{
-        lock::{
-            mutex::MutexBackend,
-            Guard, //
-        },
         Arc,
         Mutex,
         SpinLock, //
     },
-    task::kthread::Thread,
+    task::{
+        kthread::Thread,
+        Pid, //
+    },
     time::{
         delay::fsleep,
         Delta, //
@@ -92,8 +91,16 @@ pub(crate) struct Script {
     pub(crate) lbads: u8,
     /// The active namespaces that it claims to have.
     pub(crate) list: [u32; 4],
+    /// The highest namespace identifier that it claims to have.
+    pub(crate) namespaces: u32,
+    /// The command sets of the first namespaces, where it has more than one.
+    pub(crate) command_sets: [Option<u8>; 4],
     /// The status of Identify.
     pub(crate) identify_status: u16,
+    /// The status of Identify Active Namespaces, if it is another.
+    pub(crate) list_status: u16,
+    /// The status with which queues are deleted; never, if there is none.
+    pub(crate) delete_status: Option<u16>,
     /// Whether admin commands are answered.
     pub(crate) admin_answers: bool,
     /// Whether an abort brings back the command, with this status.
@@ -102,6 +109,12 @@ pub(crate) struct Script {
     pub(crate) answers: [Answer; 4],
     /// Never ready again after it was disabled.
     pub(crate) dies_at_reset: bool,
+    /// Its interrupts come when this is over.
+    pub(crate) late_irqs: bool,
+    /// Whoever keeps an interrupt from being handled waits a little.
+    pub(crate) slow_irq_off: bool,
+    /// How many answers it gives yet, on the first I/O queue, to commands that nobody sent.
+    pub(crate) unasked: u32,
 }
 
 impl Default for Script {
@@ -119,11 +132,18 @@ impl Default for Script {
             nsze: 2048,
             lbads: 9,
             list: [1, 0, 0, 0],
+            namespaces: 8,
+            command_sets: [Some(0); 4],
             identify_status: 0,
+            list_status: 0,
+            delete_status: Some(0),
             admin_answers: true,
             aborts: None,
             answers: [Answer::Normal; 4],
             dies_at_reset: false,
+            late_irqs: false,
+            slow_irq_off: false,
+            unasked: 0,
         }
     }
 }
@@ -131,13 +151,29 @@ impl Default for Script {
 /// A queue pair as the controller sees it.
 #[derive(Clone, Copy, Default)]
 struct Pair {
+    /// There is a submission queue.
     created: bool,
+    /// There is a completion queue.
+    cq_created: bool,
     sq_head: u32,
     cq_tail: u32,
     /// The phase is that of the second, fourth, ... pass.
     odd: bool,
     /// The command that was answered last.
     last: u16,
+}
+
+/// The interrupt of a queue pair, as the interrupt controller sees it.
+#[derive(Clone, Copy, Default)]
+struct Line {
+    /// How often it is kept from being handled, as `disable_irq()` counts.
+    off: u32,
+    /// It is being handled.
+    handled: bool,
+    /// It came while it was off.
+    pending: bool,
+    /// Who handles it, or keeps it off.
+    task: Pid,
 }
 
 struct State {
@@ -150,6 +186,7 @@ struct State {
     acq: [u32; 2],
     doorbells: [u32; QUEUES * 2],
     pairs: [Pair; QUEUES],
+    lines: [Line; QUEUES],
     /// A completion to be posted yet: queue, command and status.
     late: Option<(u16, u16, u16)>,
     counts: Counts,
@@ -162,6 +199,10 @@ pub(crate) struct Counts {
     pub(crate) enabled: u32,
     /// It was told that its power goes.
     pub(crate) shutdowns: u32,
+    /// I/O queues, submission and completion counted each, that it had when it was told so.
+    pub(crate) queues_at_shutdown: u32,
+    /// Commands to delete a queue.
+    pub(crate) deletions: u32,
     /// Abort commands.
     pub(crate) aborts: u32,
     /// Flush commands.
@@ -177,9 +218,6 @@ pub(crate) struct Counts {
 pub(crate) struct Fake {
     #[pin]
     state: SpinLock<State>,
-    /// Held where the completion queues are consumed: the interrupt is being handled, or is off.
-    #[pin]
-    irq: Mutex<()>,
 }
 
 impl Fake {
@@ -195,10 +233,10 @@ impl Fake {
                     acq: [0; 2],
                     doorbells: [0; QUEUES * 2],
                     pairs: [Pair::default(); QUEUES],
+                    lines: [Line::default(); QUEUES],
                     late: None,
                     counts: Counts::default(),
                 }),
-                irq <- new_mutex!(()),
             }),
             GFP_KERNEL,
         )
@@ -245,6 +283,9 @@ impl Fake {
             0x34 => state.acq[1] = value,
             _ => {
                 let index = offset.wrapping_sub(DOORBELLS) / 4;
+                if index % 2 != 0 {
+                    state.consumed(index / 2);
+                }
                 match state.doorbells.get_mut(index) {
                     Some(doorbell) => *doorbell = value,
                     None => state.counts.wrongs += 1,
@@ -306,18 +347,27 @@ impl Fake {
                 if raw[3] != queue.page.dma_address() {
                     self.state.lock().counts.wrongs += 1;
                 }
-                Self::identify(queue, &script, cdw10 as u8);
-                (script.identify_status, 0)
+                let cns = cdw10 as u8;
+                Self::identify(queue, &script, cns, (raw[0] >> 32) as u32);
+                match cns {
+                    0x02 if script.list_status != 0 => (script.list_status, 0),
+                    _ => (script.identify_status, 0),
+                }
             }
             admin::SET_FEATURES => (0, cdw11),
-            admin::CREATE_CQ => (0, 0),
-            admin::CREATE_SQ => match self.state.lock().pairs.get_mut(cdw10 as u16 as usize) {
-                Some(pair) => {
-                    pair.created = true;
-                    (0, 0)
+            admin::CREATE_CQ | admin::CREATE_SQ => {
+                (self.state.lock().create_queue(opcode, cdw10 as u16), 0)
+            }
+            admin::DELETE_CQ | admin::DELETE_SQ => {
+                let mut state = self.state.lock();
+
+                state.counts.deletions += 1;
+                match script.delete_status {
+                    Some(0) => (state.delete_queue(opcode, cdw10 as u16), 0),
+                    Some(status) => (status, 0),
+                    None => return,
                 }
-                None => (0x101, 0),
-            },
+            }
             admin::ABORT => {
                 let mut state = self.state.lock();
                 state.counts.aborts += 1;
@@ -380,6 +430,59 @@ impl Fake {
         }
     }
 
+    /// Posts the answers that nobody asked for, as far as there is room.
+    fn post_unasked(&self, queues: &[Arc<Queue<'_, FakeRegs>>]) {
+        let Some(queue) = queues.iter().find(|queue| queue.qid() == 1) else {
+            return;
+        };
+
+        loop {
+            {
+                let mut state = self.state.lock();
+                let next = (state.pairs[1].cq_tail + 1) % queue.rings().entries;
+                if state.script.unasked == 0 || next == state.doorbells[3] {
+                    return;
+                }
+                state.script.unasked -= 1;
+            }
+            // A command identifier that is never used.
+            self.post(queue, u16::MAX, 0, 0, true, None);
+        }
+    }
+
+    /// How many answers that nobody asks for are to come yet.
+    pub(crate) fn unasked(&self) -> u32 {
+        self.state.lock().script.unasked
+    }
+
+    /// Has the interrupt of `queue` handled, unless it is off.
+    fn interrupt(&self, queue: &Queue<'_, FakeRegs>) {
+        let line = usize::from(queue.qid());
+
+        {
+            let mut state = self.state.lock();
+            let late = state.script.late_irqs;
+            let line = &mut state.lines[line];
+            line.pending = late || line.off != 0;
+            if line.pending {
+                return;
+            }
+            line.handled = true;
+            line.task = current!().pid();
+        }
+        queue.process();
+        self.state.lock().lines[line].handled = false;
+    }
+
+    /// Has those interrupts handled that came while they were off, and are not any more.
+    fn interrupt_late(&self, queues: &[Arc<Queue<'_, FakeRegs>>]) {
+        for queue in queues {
+            if self.state.lock().lines[usize::from(queue.qid())].pending {
+                self.interrupt(queue);
+            }
+        }
+    }
+
     /// Writes a completion, and interrupts.
     fn post(
         &self,
@@ -415,8 +518,7 @@ impl Fake {
         if Self::write_completion(queue, slot, entry).is_err() {
             self.state.lock().counts.wrongs += 1;
         }
-        let _irq = self.irq.lock();
-        queue.process();
+        self.interrupt(queue);
     }
 
     fn write_completion(queue: &Queue<'_, FakeRegs>, slot: u32, entry: [u32; 4]) -> Result {
@@ -424,7 +526,7 @@ impl Fake {
         Ok(())
     }
 
-    fn identify(queue: &Queue<'_, FakeRegs>, script: &Script, cns: u8) {
+    fn identify(queue: &Queue<'_, FakeRegs>, script: &Script, cns: u8, nsid: u32) {
         let Ok(mut page) = KBox::init(pin_init::init_zeroed::<Page>(), GFP_KERNEL) else {
             return;
         };
@@ -435,6 +537,8 @@ impl Fake {
         };
 
         match cns {
+            // One that is not active is all zeroes.
+            0x00 if !script.list.contains(&nsid) => (),
             0x00 => {
                 put(0, &script.nsze.to_le_bytes());
                 put(130, &[script.lbads]);
@@ -445,8 +549,15 @@ impl Fake {
                 put(64, b"0       ");
                 put(77, &[script.mdts]);
                 put(512, &[0x66, 0x44]);
-                put(516, &8u32.to_le_bytes());
+                put(516, &script.namespaces.to_le_bytes());
                 put(525, &[1]);
+            }
+            0x03 => {
+                // A UUID, and then the command set.
+                put(0, &[3, 16]);
+                if let Some(&Some(set)) = script.command_sets.get(nsid.wrapping_sub(1) as usize) {
+                    put(20, &[4, 1, 0, 0, set]);
+                }
             }
             _ => {
                 for (i, id) in script.list.iter().enumerate() {
@@ -459,6 +570,51 @@ impl Fake {
 }
 
 impl State {
+    /// The driver says that it consumed what the completion queue `qid` held. It is the only one who
+    /// does if it handles the interrupt of the queue, or if it alone keeps it off.
+    fn consumed(&mut self, qid: usize) {
+        let alone = self
+            .lines
+            .get(qid)
+            .is_some_and(|line| line.task == current!().pid() && (line.handled || line.off == 1));
+
+        self.counts.wrongs += u32::from(!alone);
+    }
+
+    /// Creates a queue, and returns the status of the command.
+    fn create_queue(&mut self, opcode: u8, qid: u16) -> u16 {
+        const INVALID_CQ: u16 = 0x100;
+        const INVALID_QID: u16 = 0x101;
+
+        match self.pairs.get_mut(usize::from(qid)) {
+            Some(pair) if opcode == admin::CREATE_CQ => pair.cq_created = true,
+            Some(pair) if pair.cq_created => pair.created = true,
+            Some(_) => return INVALID_CQ,
+            None => return INVALID_QID,
+        }
+        0
+    }
+
+    /// Deletes a queue, and returns the status of the command.
+    fn delete_queue(&mut self, opcode: u8, qid: u16) -> u16 {
+        const INVALID_QID: u16 = 0x101;
+        const INVALID_DELETION: u16 = 0x10c;
+
+        match self.pairs.get_mut(usize::from(qid)).filter(|_| qid != 0) {
+            Some(pair) if opcode == admin::DELETE_SQ && pair.created => pair.created = false,
+            Some(pair) if opcode == admin::DELETE_CQ && pair.created => {
+                self.counts.wrongs += 1;
+                return INVALID_DELETION;
+            }
+            Some(pair) if opcode == admin::DELETE_CQ && pair.cq_created => pair.cq_created = false,
+            _ => {
+                self.counts.wrongs += 1;
+                return INVALID_QID;
+            }
+        }
+        0
+    }
+
     /// The driver wrote the controller configuration.
     fn configure(&mut self, value: u32) {
         const EN: u32 = 1;
@@ -471,6 +627,10 @@ impl State {
         self.cc = value;
         if value & SHN != 0 {
             self.counts.shutdowns += 1;
+            for pair in self.pairs.iter().skip(1) {
+                self.counts.queues_at_shutdown +=
+                    u32::from(pair.created) + u32::from(pair.cq_created);
+            }
             self.csts |= SHST_COMPLETE;
         }
         if is && !was {
@@ -501,7 +661,7 @@ pub(crate) struct FakeRegs(pub(crate) Arc<Fake>);
 
 impl Regs for FakeRegs {
     type Backend = FakeBackend;
-    type IrqOff<'r> = Guard<'r, (), MutexBackend>;
+    type IrqOff<'r> = IrqOff<'r>;
 
     fn io(&self) -> FakeView<'_, Region<DOORBELLS>> {
         FakeView {
@@ -510,12 +670,44 @@ impl Regs for FakeRegs {
         }
     }
 
-    fn irq_off(&self, _vector: u32) -> Self::IrqOff<'_> {
-        self.0.irq.lock()
+    fn irq_off(&self, vector: u32) -> IrqOff<'_> {
+        IrqOff::new(&self.0, vector as usize)
     }
 
     fn isolate(&self) {
         self.0.state.lock().counts.isolated += 1;
+    }
+}
+
+/// Keeps an interrupt from being handled, as `disable_irq()` does: whoever handles it has returned,
+/// and it nests.
+pub(crate) struct IrqOff<'r> {
+    fake: &'r Fake,
+    line: usize,
+}
+
+impl<'r> IrqOff<'r> {
+    fn new(fake: &'r Fake, line: usize) -> Self {
+        let slow = {
+            let mut state = fake.state.lock();
+            state.lines[line].off += 1;
+            state.script.slow_irq_off
+        };
+
+        while fake.state.lock().lines[line].handled {
+            fsleep(Delta::from_micros(10));
+        }
+        if slow {
+            fsleep(Delta::from_millis(20));
+        }
+        fake.state.lock().lines[line].task = current!().pid();
+        Self { fake, line }
+    }
+}
+
+impl Drop for IrqOff<'_> {
+    fn drop(&mut self) {
+        self.fake.state.lock().lines[self.line].off -= 1;
     }
 }
 
@@ -595,6 +787,8 @@ impl<'a> FakeIrqs<'a> {
                         fake.serve(queue);
                     }
                     fake.post_late(&queues);
+                    fake.post_unasked(&queues);
+                    fake.interrupt_late(&queues);
                     drop(queues);
                     fsleep(Delta::from_micros(200));
                 }

@@ -85,6 +85,14 @@ mod tests {
         assert_eq!(dword(&entry, 10), 0x03ff_0003);
         assert_eq!(dword(&entry, 11), 0x0003_0001);
 
+        let entry = Command::delete_sq(3).encode(1);
+        assert_eq!(dword(&entry, 0), 0x0001_0000);
+        assert_eq!(dword(&entry, 10), 3);
+
+        let entry = Command::delete_cq(3).encode(1);
+        assert_eq!(dword(&entry, 0), 0x0001_0004);
+        assert_eq!(dword(&entry, 10), 3);
+
         let entry = Command::identify(Cns::ActiveNamespaces, 9, 0x7000).encode(1);
         assert_eq!(dword(&entry, 0), 0x0001_0006);
         assert_eq!(dword(&entry, 1), 9);

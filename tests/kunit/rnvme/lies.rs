@@ -31,7 +31,21 @@ use kernel::{
     dma::DmaMask,
     faux,
     prelude::*,
-    sync::Arc, //
+    sync::{
+        atomic::{
+            Acquire,
+            Atomic,
+            Release, //
+        },
+        Arc, //
+    },
+    task::kthread::Thread,
+    time::{
+        delay::fsleep,
+        Delta,
+        Instant,
+        Monotonic, //
+    }, //
 };
 
 /// A disk's requests are lost after this many milliseconds. The block layer looks once a second.
@@ -153,7 +167,45 @@ mod tests {
         assert_eq!(disks, 1);
         assert_eq!(counts.enabled, 1);
         assert_eq!(counts.shutdowns, 1);
+        // The submission queue and then the completion queue, or that would be wrong.
+        assert_eq!(counts.deletions, 2);
+        assert_eq!(counts.queues_at_shutdown, 0);
         assert_eq!(counts.wrongs, 0);
+        Ok(())
+    }
+
+    #[test]
+    fn queues_are_not_deleted() -> Result {
+        // Refused in two ways, and not answered: then it was disabled, and cannot be told.
+        for (delete_status, shutdowns) in [(Some(0x4001), 1), (Some(0x10c), 1), (None, 0)] {
+            let script = Script {
+                delete_status,
+                ..Script::default()
+            };
+            let start = Instant::<Monotonic>::now();
+            let ((), counts) = with(script, |_, driver| driver.map(drop))?;
+
+            assert_eq!(counts.deletions, 1);
+            assert_eq!(counts.shutdowns, shutdowns);
+            assert_eq!(counts.wrongs, 0);
+            // The block layer looks for what is late once a second.
+            assert!(start.elapsed().as_millis() < 5_000);
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn pulled_out_before_it_is_shut_down() -> Result {
+        let (ms, _) = with(Script::default(), |fake, driver| {
+            let driver = driver?;
+            fake.script(|script| script.gone = true);
+            let start = Instant::<Monotonic>::now();
+            drop(driver);
+            Ok(start.elapsed().as_millis())
+        })?;
+
+        // No command that nobody answers.
+        assert!(ms < 300);
         Ok(())
     }
 
@@ -297,6 +349,42 @@ mod tests {
     }
 
     #[test]
+    fn no_list_of_namespaces() -> Result {
+        for namespaces in [8, u32::MAX] {
+            let script = Script {
+                list: [1, 3, 0, 0],
+                namespaces,
+                list_status: 0x4002,
+                ..Script::default()
+            };
+            let (disks, _) = with(script, |_, driver| Ok(driver?.disks()))?;
+            // Those that it does not list are not there.
+            assert_eq!(disks, 2);
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn command_sets() -> Result {
+        const ALL: u32 = 1 << 11;
+        const NVM: u32 = 1 << 5;
+        let sets = [Some(0), Some(2), None, Some(0)];
+
+        for (cap_hi, expected) in [(NVM, 4), (ALL | NVM, 2), (ALL, 2), (ALL | NVM | 1 << 12, 2)] {
+            let script = Script {
+                cap_hi,
+                list: [1, 2, 3, 4],
+                command_sets: sets,
+                ..Script::default()
+            };
+            let (disks, counts) = with(script, |_, driver| Ok(driver?.disks()))?;
+            assert_eq!(disks, expected);
+            assert_eq!(counts.wrongs, 0);
+        }
+        Ok(())
+    }
+
+    #[test]
     fn transfer_sizes() -> Result {
         for (mdts, bytes) in [(0, 4 << 20), (1, 8 << 10), (20, 4 << 20), (255, 4 << 20)] {
             let script = Script {
@@ -321,6 +409,35 @@ mod tests {
             (0x4006, Status::IOERR),
         ] {
             assert_eq!(one(Answer::Status(status))?, (expected, Status::OK, 0));
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn what_may_be_retried() -> Result {
+        const RETRIABLE: u16 = 0x006;
+
+        // A command of the driver's own is failfast.
+        for (answer, own, flushes, enabled) in [
+            (Answer::Status(RETRIABLE), true, 1, 1),
+            (Answer::Status(RETRIABLE), false, 2, 1),
+            // What becomes of it is the reset's to say.
+            (Answer::Never, true, 1, 2),
+            (Answer::Never, false, 2, 2),
+        ] {
+            let (failed, counts) = with(Script::default(), |fake, driver| {
+                let driver = driver?;
+                fake.script(|script| script.answers = answers(&[answer]).answers);
+                Ok(match own {
+                    true => driver.own_command()? == Status::IOERR,
+                    false => driver.flush().is_err(),
+                })
+            })?;
+
+            assert_eq!(failed, own);
+            assert_eq!(counts.flushes, flushes);
+            assert_eq!(counts.enabled, enabled);
+            assert_eq!(counts.wrongs, 0);
         }
         Ok(())
     }
@@ -440,6 +557,55 @@ mod tests {
         })?;
 
         assert_eq!(counts.enabled, 2);
+        Ok(())
+    }
+
+    /// Interrupts are late, and two look for the answers meanwhile, as time-outs of two disks do.
+    #[test]
+    fn two_look_at_a_ring() -> Result {
+        const ROUNDS: u32 = 3;
+        const ANSWERS: u32 = 60;
+        let script = Script {
+            slow_irq_off: true,
+            ..Script::default()
+        };
+        let (lies, counts) = with(script, |fake, driver| {
+            let driver = driver?;
+            let queue = driver.nvme.queue(1).ok_or(ENXIO)?;
+
+            for _ in 0..ROUNDS {
+                fake.script(|script| {
+                    script.late_irqs = true;
+                    script.unasked = ANSWERS;
+                });
+                while fake.unasked() != 0 {
+                    fsleep(Delta::from_millis(1));
+                }
+                let done = Atomic::new(0u32);
+                let poll = || {
+                    let done = &done;
+
+                    // SAFETY: The thread is dropped before what it borrows.
+                    unsafe {
+                        Thread::spawn(c"rnvme_poll", move |_| {
+                            queue.poll();
+                            done.fetch_add(1, Release);
+                        })
+                    }
+                };
+                let _threads = [poll()?, poll()?];
+
+                while done.load(Acquire) != 2 {
+                    fsleep(Delta::from_millis(1));
+                }
+                fake.script(|script| script.late_irqs = false);
+            }
+            Ok(driver.nvme.ctrl.lies())
+        })?;
+
+        // Each was seen once, by the only one who looked.
+        assert_eq!(lies, ROUNDS * ANSWERS);
+        assert_eq!(counts.wrongs, 0);
         Ok(())
     }
 
