@@ -129,10 +129,7 @@ fn round_trip(bed: Bed<'_>) -> Result {
         .provider()
         .window(0xff0 + 0xffff, 2)?
         .read(0, &mut two)?;
-    check_eq!(
-        two[..],
-        data[PAGE_SIZE + 0xffff..PAGE_SIZE + 0x1_0001]
-    );
+    check_eq!(two[..], data[PAGE_SIZE + 0xffff..PAGE_SIZE + 0x1_0001]);
 
     // Zeros in part.
     zero(source()?, PAGE_SIZE - 1, 2)?;

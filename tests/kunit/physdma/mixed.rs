@@ -632,7 +632,7 @@ fn each_provider_once(bed: Bed<'_>) -> Result {
         } else {
             &bed.second_bridge
         };
-        list.push(at(range, number * 2 * PAGE as u64, PAGE)?, GFP_KERNEL)?;
+        list.push(at(range, number * 2 * u64::from(PAGE), PAGE)?, GFP_KERNEL)?;
     }
     let mut slot = Mapping::default();
     let (segments, _) = map(&client, &mut slot, Raw::new(&list)?)?;
@@ -658,10 +658,7 @@ fn misses(bed: Bed<'_>) -> Result {
         &[near, ram[0]],
         &[PhysBvec::new(last + 1, 1).ok_or(EINVAL)?],
     ] {
-        check_eq!(
-            map(&client, &mut slot, Raw::new(list)?).err(),
-            Some(EFAULT)
-        );
+        check_eq!(map(&client, &mut slot, Raw::new(list)?).err(), Some(EFAULT));
         let parts = [Part::Provider(list)];
         check_eq!(map(&client, &mut slot, mixed(&parts)?).err(), Some(EFAULT));
     }

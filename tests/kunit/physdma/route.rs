@@ -73,11 +73,7 @@ fn reasons() -> Result {
     });
     let redirect = AcsRedirect { port, ports: 2 };
     for (refused, errno, line) in [
-        (
-            Refused::Revoked,
-            ENODEV,
-            "the provider is gone",
-        ),
+        (Refused::Revoked, ENODEV, "the provider is gone"),
         (
             Refused::Bounce,
             EINVAL,
