@@ -8,7 +8,9 @@ mod wide {
     pub type PhysAddr = u64;
 
     pub mod bvec;
-    pub mod plan;
+    #[path = "../../../tests/host/src/model.rs"]
+    pub mod model;
+    mod plan;
 
     pub use self::bvec::PhysBvec;
 }
@@ -19,17 +21,19 @@ mod narrow {
     pub type PhysAddr = u32;
 
     pub mod bvec;
-    pub mod plan;
+    #[path = "../../../tests/host/src/model.rs"]
+    pub mod model;
+    mod plan;
 
     pub use self::bvec::PhysBvec;
 }
 
-mod model;
+mod numbers;
 
 /// As many bytes for each number as it can need.
 struct Bytes<'a>(&'a [u8]);
 
-impl model::Numbers for Bytes<'_> {
+impl numbers::Numbers for Bytes<'_> {
     fn below(&mut self, n: u64) -> u64 {
         let mut number = 0;
         let mut most = n - 1;
@@ -60,8 +64,8 @@ unsafe extern "C" fn LLVMFuzzerTestOneInput(data: *const u8, len: usize) -> i32 
     let mut numbers = Bytes(&bytes[1..]);
     // A panic must not cross into C.
     let check = || match bytes[0] & 1 {
-        0 => model::wide::check(&mut numbers),
-        _ => model::narrow::check(&mut numbers),
+        0 => wide::model::check(&mut numbers),
+        _ => narrow::model::check(&mut numbers),
     };
     if std::panic::catch_unwind(std::panic::AssertUnwindSafe(check)).is_err() {
         std::process::abort();

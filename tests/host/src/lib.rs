@@ -9,7 +9,11 @@ pub mod wide {
     pub type PhysAddr = u64;
 
     pub mod bvec;
-    pub mod plan;
+    #[cfg(test)]
+    #[path = "../../../tests/host/src/model.rs"]
+    pub mod model;
+    #[cfg(test)]
+    mod plan;
 
     pub use self::bvec::PhysBvec;
 }
@@ -20,7 +24,11 @@ pub mod narrow {
     pub type PhysAddr = u32;
 
     pub mod bvec;
-    pub mod plan;
+    #[cfg(test)]
+    #[path = "../../../tests/host/src/model.rs"]
+    pub mod model;
+    #[cfg(test)]
+    mod plan;
 
     pub use self::bvec::PhysBvec;
 }
@@ -38,9 +46,9 @@ mod bvec_tests;
 #[cfg(test)]
 mod identify_tests;
 #[cfg(test)]
-mod model;
-#[cfg(test)]
 mod model_tests;
+#[cfg(test)]
+mod numbers;
 #[cfg(test)]
 mod prp_tests;
 #[cfg(test)]

@@ -2,10 +2,7 @@
 
 //! The model with random numbers.
 
-use super::{
-    model::{narrow, wide, Numbers},
-    random::Random,
-};
+use super::{narrow, numbers::Numbers, random::Random, wide};
 
 impl Numbers for Random {
     fn below(&mut self, n: u64) -> u64 {
@@ -17,7 +14,7 @@ impl Numbers for Random {
 fn wide_does_what_the_model_does() {
     let mut random = Random::new(6);
     for _ in 0..300_000 {
-        wide::check(&mut random);
+        wide::model::check(&mut random);
     }
 }
 
@@ -25,6 +22,6 @@ fn wide_does_what_the_model_does() {
 fn narrow_does_what_the_model_does() {
     let mut random = Random::new(7);
     for _ in 0..300_000 {
-        narrow::check(&mut random);
+        narrow::model::check(&mut random);
     }
 }

@@ -8,7 +8,8 @@ use super::{
         check,
         check_eq,
         on_bed,
-        Bed, //
+        Bed,
+        PART, //
     },
     memory::{
         place,
@@ -105,6 +106,16 @@ fn round_trip(bed: Bed<'_>) -> Result {
         check!(buf[len..].iter().all(|&byte| byte == 0xee));
     }
 
+    // One piece of two providers.
+    let across = at(&bed.down, PART - 3, 3)?
+        .join(at(&bed.own, 0, 5)?)
+        .ok_or(EINVAL)?;
+    let across = [across];
+    copy_to(Raw::new(&across)?, 0, &data[..8])?;
+    check!(equals(Raw::new(&across)?, 0, &data[..8])?);
+    copy_from(Raw::new(&across)?, 2, &mut buf[..4])?;
+    check!(buf[..4] == data[2..6]);
+
     // It is where it should be.
     copy_to(source()?, 0, &data)?;
     let mut five = [0; 5];
@@ -118,10 +129,7 @@ fn round_trip(bed: Bed<'_>) -> Result {
         .provider()
         .window(0xff0 + 0xffff, 2)?
         .read(0, &mut two)?;
-    check_eq!(
-        two[..],
-        data[PAGE_SIZE + 0xffff..PAGE_SIZE + 0x1_0001]
-    );
+    check_eq!(two[..], data[PAGE_SIZE + 0xffff..PAGE_SIZE + 0x1_0001]);
 
     // Zeros in part.
     zero(source()?, PAGE_SIZE - 1, 2)?;

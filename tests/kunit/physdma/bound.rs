@@ -223,7 +223,6 @@ pub(crate) const DOWN: u64 = 0u64.wrapping_sub(0x1000_0000);
 
 /// Ranges of one BAR in a row, each of which a [`client`] reaches another way.
 pub(crate) struct Bed<'a> {
-    pub(crate) dev: &'a pci::Device<Bound>,
     /// By a bus address that is [`UP`] from the physical one.
     pub(crate) up: Registration<'a>,
     /// By a bus address that is [`DOWN`] from the physical one.
@@ -237,9 +236,6 @@ pub(crate) struct Bed<'a> {
     /// Not at all.
     pub(crate) refused: Registration<'a>,
 }
-
-/// Of how many ranges a [`Bed`] is.
-pub(crate) const PARTS: u64 = 6;
 
 pub(crate) const NO_ROUTE: Refused = Refused::Topology(Unsupported::NotPci);
 
@@ -291,7 +287,6 @@ pub(crate) fn on_bed(f: impl FnOnce(Bed<'_>) -> Result) -> Result {
     with_memory(|dev| {
         let part = |number: u64| open(dev, number * PART, PART);
         f(Bed {
-            dev,
             up: part(0)?,
             down: part(1)?,
             own: part(2)?,

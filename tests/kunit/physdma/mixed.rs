@@ -362,6 +362,14 @@ fn neighbours(bed: Bed<'_>) -> Result {
     let (segments, path) = map(&client, &mut slot, Raw::new(&[across])?)?;
     check_eq!(path, Path::Mixed);
     check_eq!(segments[..], [bus(ends[0], UP), bus(ends[1], DOWN)]);
+
+    // The same behind a piece of another kind.
+    let list = [at(&bed.own, 0, 0x10)?, across];
+    let (segments, _) = map(&client, &mut slot, Raw::new(&list)?)?;
+    check_eq!(
+        segments[..],
+        [own(list[0], &bed), bus(ends[0], UP), bus(ends[1], DOWN)]
+    );
     slot.unmap();
     check!(recorder.clean());
     Ok(())
@@ -624,7 +632,7 @@ fn each_provider_once(bed: Bed<'_>) -> Result {
         } else {
             &bed.second_bridge
         };
-        list.push(at(range, number * 2 * PAGE as u64, PAGE)?, GFP_KERNEL)?;
+        list.push(at(range, number * 2 * u64::from(PAGE), PAGE)?, GFP_KERNEL)?;
     }
     let mut slot = Mapping::default();
     let (segments, _) = map(&client, &mut slot, Raw::new(&list)?)?;
@@ -650,10 +658,7 @@ fn misses(bed: Bed<'_>) -> Result {
         &[near, ram[0]],
         &[PhysBvec::new(last + 1, 1).ok_or(EINVAL)?],
     ] {
-        check_eq!(
-            map(&client, &mut slot, Raw::new(list)?).err(),
-            Some(EFAULT)
-        );
+        check_eq!(map(&client, &mut slot, Raw::new(list)?).err(), Some(EFAULT));
         let parts = [Part::Provider(list)];
         check_eq!(map(&client, &mut slot, mixed(&parts)?).err(), Some(EFAULT));
     }
@@ -686,7 +691,8 @@ fn refused(bed: Bed<'_>) -> Result {
     check_eq!(client.route(&bed.refused.provider()), Err(NO_ROUTE));
 
     let list = [at(&bed.up, 0, 0x100)?, at(&bed.refused, 0, 0x100)?];
-    for list in [&list[..], &list[1..]] {
+    // The last one finds out when it has the first already.
+    for list in [&list[1..], &list[..]] {
         check_eq!(map(&client, &mut slot, Raw::new(list)?).err(), Some(EINVAL));
     }
     check!(recorder.called(&[]));

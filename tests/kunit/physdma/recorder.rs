@@ -367,7 +367,10 @@ impl Backend for &Recorder {
         self.note(Call::UnmapPhys { dma, len });
         self.ends();
         let mut mapped = self.mapped.borrow_mut();
-        match mapped.iter().position(|&piece| piece == (dma, len, dir, memory)) {
+        match mapped
+            .iter()
+            .position(|&piece| piece == (dma, len, dir, memory))
+        {
             Some(i) => drop(mapped.remove(i)),
             None => self.broken.set(true),
         }

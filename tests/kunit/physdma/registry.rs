@@ -236,8 +236,14 @@ fn allocations(dev: &pci::Device<Bound>) -> Result {
     let provider = range.provider();
 
     check_eq!(provider.alloc(0).err(), Some(EINVAL));
-    check_eq!(provider.alloc(8 * PAGE_SIZE as u32 + 0x801).err(), Some(EINVAL));
-    check_eq!(provider.alloc(8 * PAGE_SIZE as u32 + 0x800).err(), Some(ENOMEM));
+    check_eq!(
+        provider.alloc(8 * PAGE_SIZE as u32 + 0x801).err(),
+        Some(EINVAL)
+    );
+    check_eq!(
+        provider.alloc(8 * PAGE_SIZE as u32 + 0x800).err(),
+        Some(ENOMEM)
+    );
 
     // All of it in one, and after that again: it comes back.
     for _ in 0..2 {
@@ -417,8 +423,16 @@ fn cost(dev: &pci::Device<Bound>) -> Result {
         })?;
     }
     let [small, large] = times;
-    pr_info!("physdma: 1000 look-ups in a page {} ns, in 16 MiB {} ns\n", small.0, large.0);
-    pr_info!("physdma: registration of a page {} ns, of 16 MiB {} ns\n", small.1, large.1);
+    pr_info!(
+        "physdma: 1000 look-ups in a page {} ns, in 16 MiB {} ns\n",
+        small.0,
+        large.0
+    );
+    pr_info!(
+        "physdma: registration of a page {} ns, of 16 MiB {} ns\n",
+        small.1,
+        large.1
+    );
     // Emulated machines are not good clocks; the sizes differ by 4096.
     check!(large.0 < 4 * small.0);
     check!(large.1 < 4 * small.1);

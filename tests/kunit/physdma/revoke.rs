@@ -8,9 +8,11 @@ use super::{
         check,
         check_eq,
         client,
+        follow,
         open,
         with_memory,
-        PART, //
+        PART,
+        UP, //
     },
     recorder::{
         map,
@@ -25,6 +27,7 @@ use kernel::{
     physdma::{
         copy_from,
         provider_of,
+        BarRange,
         Client,
         Hold,
         Mapping,
@@ -34,6 +37,7 @@ use kernel::{
         Raw,
         Refused,
         Registration,
+        Route,
         Source, //
     },
     prelude::*,
@@ -47,6 +51,9 @@ use kernel::{
         Delta, //
     }, //
 };
+
+/// Longer than a revocation takes that has nothing to wait for but grace periods.
+const LONG: Delta = Delta::from_millis(100);
 
 /// A thread that revokes.
 struct Revoking<'a> {
@@ -79,16 +86,22 @@ impl<'a> Revoking<'a> {
         })
     }
 
-    /// Waits until the holders have been told, so that waiting for requests is all that is left.
-    fn is_waiting(&self) -> Result<bool> {
-        for _ in 0..5000 {
+    /// Waits until the holders have been told: waiting for requests is all that is left.
+    fn begins(&self) -> Result {
+        for _ in 0..10_000 {
             if self.gate.told.load(Relaxed) {
-                fsleep(Delta::from_millis(1));
-                return Ok(!self.has_ended());
+                return Ok(());
             }
             fsleep(Delta::from_micros(200));
         }
         Err(ETIMEDOUT)
+    }
+
+    /// Whether it waits for as long as it would take if it did not.
+    fn is_waiting(&self) -> Result<bool> {
+        self.begins()?;
+        fsleep(LONG);
+        Ok(!self.has_ended())
     }
 
     fn has_ended(&self) -> bool {
@@ -107,62 +120,95 @@ impl<'a> Revoking<'a> {
     }
 }
 
-/// Maps in one of the ways that there are, has the memory revoked, and looks that it is kept until
+/// How a client reaches the ranges of [`in_flight`], by their numbers.
+fn script(memory: &BarRange) -> Result<(Route, u32), Refused> {
+    let route = match memory.start() / PART % 3 {
+        0 => Route::Bus { offset: UP },
+        1 => Route::Internal { bar: 2, offset: UP },
+        _ => Route::HostBridge,
+    };
+    Ok((route, 1))
+}
+
+/// The number of ranges that are revoked at the same time.
+const AT_ONCE: u64 = 12;
+
+/// Maps in each of the ways that there are, has the memory revoked, and looks that it is kept until
 /// it is not mapped any more.
-fn in_flight(dev: &pci::Device<Bound>, round: u64) -> Result {
-    let recorder = Recorder::new();
-    let client = client(&recorder, LIMITS)?;
-    let part = round % 4;
-    let range = open(dev, part * PART, PART)?;
-    let list = [at(&range, 0, 0x1000)?, at(&range, 0x3000, 0x1000)?];
-    // In that order, so that a check that fails ends the mapping before the thread.
-    let revoking;
-    let mut slot = Mapping::default();
+fn in_flight(dev: &pci::Device<Bound>) -> Result {
+    let mut recorders = KVec::new();
+    for _ in 0..AT_ONCE {
+        recorders.push(Recorder::new(), GFP_KERNEL)?;
+    }
+    let mut clients = KVec::new();
+    for recorder in &recorders {
+        follow(recorder, script)?;
+        clients.push(Client::with_backend(recorder, LIMITS)?, GFP_KERNEL)?;
+    }
+    // In that order, so that a check that fails ends the mappings before the threads.
+    let mut revoking = KVec::new();
+    let mut slots = KVec::new();
+    let mut lists = KVec::new();
 
-    // One piece of the last, or two, which are another way.
-    let list = &list[..1 + (round / 4 % 2) as usize];
-    let (_, path) = map(&client, &mut slot, Raw::new(list)?)?;
-    check_eq!(
-        path,
-        match (part, list.len()) {
-            (0 | 1, _) => Path::Bus,
-            (2, _) => Path::Internal,
-            (_, 1) => Path::Single,
-            _ => Path::Iova,
+    for (number, client) in (0..AT_ONCE).zip(&clients) {
+        let range = open(dev, number * PART, PART)?;
+        let list = [at(&range, 0, 0x1000)?, at(&range, 0x3000, 0x1000)?];
+        // One piece, or two, which are another way.
+        let count = 1 + (number / 3 % 2) as usize;
+        let mut slot = Mapping::default();
+        let (_, path) = map(client, &mut slot, Raw::new(&list[..count])?)?;
+        check_eq!(
+            path,
+            match (number % 3, count) {
+                (0, _) => Path::Bus,
+                (1, _) => Path::Internal,
+                (_, 1) => Path::Single,
+                _ => Path::Iova,
+            }
+        );
+        slots.push(slot, GFP_KERNEL)?;
+        lists.push(list, GFP_KERNEL)?;
+        // SAFETY: It is dropped at the end of this function.
+        revoking.push(unsafe { Revoking::begin(range) }?, GFP_KERNEL)?;
+    }
+    for revoking in &revoking {
+        revoking.begins()?;
+    }
+    fsleep(LONG);
+
+    for (number, slot) in slots.iter_mut().enumerate() {
+        // Nobody gets it any more.
+        let (client, list) = (&clients[number], &lists[number]);
+        let other = &clients[(number + 1) % clients.len()];
+        for client in [client, other] {
+            let error = map(client, &mut Mapping::default(), Raw::new(list)?).err();
+            check_eq!(error, Some(ENODEV));
         }
-    );
-    // SAFETY: It is dropped at the end of this function.
-    revoking = unsafe { Revoking::begin(range) }?;
-    check!(revoking.is_waiting()?);
-
-    // From here on nobody gets it any more.
-    let mut second = Mapping::default();
-    check_eq!(
-        map(&client, &mut second, Raw::new(list)?).err(),
-        Some(ENODEV)
-    );
-    check!(!revoking.has_ended());
-    slot.unmap();
-    check!(revoking.ends());
-    check!(recorder.clean());
-    // It is nobody's.
-    check_eq!(
-        map(&client, &mut second, Raw::new(list)?).err(),
-        Some(EFAULT)
-    );
+        check!(!revoking[number].has_ended());
+        slot.unmap();
+    }
+    for (number, revoking) in revoking.iter().enumerate() {
+        check!(revoking.ends());
+        check!(recorders[number].clean());
+        // It is nobody's.
+        let list = &lists[number];
+        let error = map(&clients[number], &mut Mapping::default(), Raw::new(list)?).err();
+        check_eq!(error, Some(EFAULT));
+    }
     Ok(())
 }
 
-/// How many times: enough that what happens rarely happens; fewer where each is slow.
-const ROUNDS: u64 = if cfg!(CONFIG_KASAN) { 100 } else { 1000 };
+/// How often ranges are revoked: enough that what happens rarely happens; less where each takes
+/// long.
+const REVOCATIONS: u64 = if cfg!(CONFIG_KASAN) { 100 } else { 1000 };
 
 fn rounds(dev: &pci::Device<Bound>) -> Result {
-    // With none left the kernel's code is patched each time, which takes an emulator long.
-    let _other = open(dev, 8 * PART, PART)?;
-    for round in 0..ROUNDS {
-        in_flight(dev, round).inspect_err(|_| pr_err!("in round {round}\n"))?;
+    let rounds = REVOCATIONS.div_ceil(AT_ONCE);
+    for round in 0..rounds {
+        in_flight(dev).inspect_err(|_| pr_err!("in round {round}\n"))?;
     }
-    pr_info!("physdma: revoked {ROUNDS} times with a mapping in flight\n");
+    let revocations = rounds * AT_ONCE;
+    pr_info!("physdma: revoked {revocations} times with a mapping in flight\n");
     Ok(())
 }
 
@@ -326,11 +372,11 @@ fn all_in_flight(dev: &pci::Device<Bound>) -> Result {
     check!(revoking.is_waiting()? && also.is_waiting()?);
 
     again.unmap();
-    fsleep(Delta::from_millis(30));
+    fsleep(LONG);
     check!(!revoking.has_ended() && !also.has_ended());
     both.unmap();
     check!(also.ends());
-    fsleep(Delta::from_millis(30));
+    fsleep(LONG);
     check!(!revoking.has_ended());
     other.unmap();
     check!(revoking.ends());

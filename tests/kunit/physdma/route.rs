@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
 //! How real devices reach a real BAR behind a strict IOMMU, and how it is said why they do not.
+//!
+//! `physdma_reach` runs in any machine and logs the route of each client to each provider, for
+//! scenarios with other machines.
 
 use super::{
     bound::{
@@ -13,6 +16,7 @@ use super::{
         with_all,
         with_memory,
         Edu,
+        Memory,
         NO_ROUTE,
         PART, //
     },
@@ -69,11 +73,7 @@ fn reasons() -> Result {
     });
     let redirect = AcsRedirect { port, ports: 2 };
     for (refused, errno, line) in [
-        (
-            Refused::Revoked,
-            ENODEV,
-            "the provider is gone",
-        ),
+        (Refused::Revoked, ENODEV, "the provider is gone"),
         (
             Refused::Bounce,
             EINVAL,
@@ -311,5 +311,35 @@ mod tests {
     #[test]
     fn refusals_come_through() -> Result {
         with_memory(refused)
+    }
+}
+
+#[kunit_tests(physdma_reach)]
+mod reach {
+    use super::*;
+
+    /// Logs how each of `clients` reaches each of `providers`.
+    fn log(providers: &[&pci::Device<Bound>], clients: &[&pci::Device<Bound>]) -> Result {
+        for provider in providers {
+            let range = open(provider, 0, PART)?;
+            for client in clients {
+                let (from, to) = (client.address(), provider.address());
+                match Reach::new(client.as_ref()).route(range.provider().range()) {
+                    Ok((route, hops)) => {
+                        pr_info!("route: {from} reaches {to}: {route:?}, {hops} hops\n")
+                    }
+                    Err(why) => pr_info!("route: {from} does not reach {to}: {why}\n"),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn every_pair() -> Result {
+        with_all::<Memory>(|memory| {
+            log(memory, memory)?;
+            with_all::<Edu>(|clients| log(memory, clients))
+        })
     }
 }
