@@ -30,6 +30,8 @@ mod backend;
 mod bvec;
 mod iova;
 mod map;
+#[cfg(CONFIG_MMU)]
+mod mmap;
 mod plan;
 mod pool;
 mod provider;
