@@ -3,11 +3,15 @@
 //! Example of a driver that does DMA through kernel::physdma.
 //!
 //! QEMU's `edu` device has 4 KiB of memory of its own and copies between it and the memory that it
-//! is given the address of. The driver has it fetch one buffer and write it to another, and
-//! compares the two.
+//! is given the address of. When the driver is bound it has the device fetch 4 KiB and write them
+//! somewhere else:
 //!
-//! QEMU must be run with `-device edu,dma_mask=0xffffffff`: without it the device drops the upper
-//! four bits of an address.
+//! - from RAM to RAM, and compares the two, unless told otherwise;
+//! - from, or to, the memory of another PCI device (a provider) at the physical addresses that the
+//!   parameters `from` and `to` give. What is not a provider's memory there is refused.
+//!
+//! The device drops the upper bits of an address without a word. How many it keeps is what
+//! `-device edu,dma_mask=` says, 28 by default; the driver must be told the same, in `dma_bits`.
 //!
 //! Device: [`docs/specs/edu.rst`](https://www.qemu.org/docs/master/specs/edu.html)
 
@@ -24,13 +28,17 @@ use kernel::{
     io::{
         poll::read_poll_timeout,
         register,
-        Io, //
+        Io,
+        PhysAddr, //
     },
     pci,
     physdma::{
         Client,
         Limits,
         Mapping,
+        PhysBvec,
+        Raw,
+        Source,
         Virt, //
     },
     prelude::*,
@@ -99,8 +107,9 @@ impl<'a> Edu<'a> {
     fn new(dev: &'a pci::Device<Core<'_>>) -> Result<Self> {
         dev.enable_device_mem()?;
         dev.set_master();
+        let mask = DmaMask::try_new(module_parameters::dma_bits.value().into())?;
         // SAFETY: Nothing is mapped for the device yet.
-        unsafe { dev.dma_set_mask_and_coherent(DmaMask::new::<32>()) }?;
+        unsafe { dev.dma_set_mask_and_coherent(mask) }?;
 
         let registers = dev.iomap_region_sized::<REGISTERS>(0, c"physdma_edu")?;
         if u32::from((&registers).read(ID).magic()) != 0xed {
@@ -133,39 +142,81 @@ impl<'a> Edu<'a> {
             Delta::from_secs(10),
         )
         .map(|_| ())
-        .inspect_err(|_| dev_err!(self.dev, "a transfer of {} bytes did not end\n", bytes))
+        .inspect_err(|_| {
+            // The memory is about to be unmapped, and must not be written to any more then.
+            self.dev.clear_master();
+            dev_err!(self.dev, "a transfer of {} bytes did not end\n", bytes);
+        })
     }
 
-    /// Has the device fetch the bytes of `buf`.
-    fn fetch(&self, buf: &[u8]) -> Result {
+    /// Has the device fetch what is at `source`. Nothing is mapped any more when this returns.
+    fn fetch(&self, source: impl Source) -> Result {
         let mut mapping = Mapping::default();
-        // SAFETY: `mapping` is dropped at the end of this function, `buf` is borrowed longer.
-        let source = unsafe { Virt::new(buf) }?;
-
         let mut segments = self
             .client
             .map(&mut mapping, source, DataDirection::ToDevice)?;
         while let Some(segment) = segments.next()? {
+            dev_info!(
+                self.dev,
+                "reads from {:#x} ({:?})\n",
+                segment.dma,
+                segment.origin
+            );
             self.copy(segment.dma, OWN_MEMORY, segment.len, false)?;
         }
         Ok(())
     }
 
-    /// Has the device write what it has fetched to `buf`.
-    fn store(&self, buf: &mut [u8]) -> Result {
+    /// Has the device write what it has fetched to `target`. Nothing is mapped any more when this
+    /// returns.
+    fn store(&self, target: impl Source) -> Result {
         let mut mapping = Mapping::default();
-        // SAFETY: `mapping` is dropped at the end of this function, `buf` is borrowed longer, and
-        // nobody else can touch it.
-        let source = unsafe { Virt::new(buf) }?;
-
         let mut segments = self
             .client
-            .map(&mut mapping, source, DataDirection::FromDevice)?;
+            .map(&mut mapping, target, DataDirection::FromDevice)?;
         while let Some(segment) = segments.next()? {
+            dev_info!(
+                self.dev,
+                "writes to {:#x} ({:?})\n",
+                segment.dma,
+                segment.origin
+            );
             self.copy(OWN_MEMORY, segment.dma, segment.len, true)?;
         }
         Ok(())
     }
+
+    /// Copies from one buffer to another, by way of the device.
+    fn ram_to_ram(&self) -> Result {
+        let mut sent = KVec::from_elem(0u8, OWN_BYTES, GFP_KERNEL)?;
+        let mut received = KVec::from_elem(0u8, OWN_BYTES, GFP_KERNEL)?;
+        for (i, byte) in sent.iter_mut().enumerate() {
+            *byte = (i * 7 % 251) as u8;
+        }
+
+        // SAFETY: `sent` lives longer than `fetch()` has it mapped.
+        self.fetch(unsafe { Virt::new(&raw const sent[..]) }?)?;
+        // SAFETY: `received` lives longer than `store()` has it mapped, and is not touched
+        // meanwhile.
+        self.store(unsafe { Virt::new(&raw mut received[..]) }?)?;
+
+        if received != sent {
+            dev_err!(self.dev, "what came back is not what was sent\n");
+            return Err(EIO);
+        }
+        dev_info!(
+            self.dev,
+            "{} bytes went there and back unchanged\n",
+            OWN_BYTES
+        );
+        Ok(())
+    }
+}
+
+/// The memory of another device, at a physical address.
+fn provider_memory(phys: u64) -> Result<[PhysBvec; 1]> {
+    let phys = PhysAddr::try_from(phys)?;
+    Ok([PhysBvec::new(phys, OWN_BYTES as u32).ok_or(EINVAL)?])
 }
 
 struct EduDriver<'a> {
@@ -194,20 +245,17 @@ impl pci::Driver for PhysdmaEdu {
     ) -> impl PinInit<Self::Data<'bound>, Error> + 'bound {
         let edu = Edu::new(dev)?;
 
-        let mut sent = KVec::from_elem(0u8, OWN_BYTES, GFP_KERNEL)?;
-        let mut received = KVec::from_elem(0u8, OWN_BYTES, GFP_KERNEL)?;
-        for (i, byte) in sent.iter_mut().enumerate() {
-            *byte = (i * 7 % 251) as u8;
+        let from = module_parameters::from.value();
+        let to = module_parameters::to.value();
+        if (from, to) == (0, 0) {
+            edu.ram_to_ram()?;
         }
-
-        edu.fetch(&sent)?;
-        edu.store(&mut received)?;
-        if received[..] != sent[..] {
-            dev_err!(dev, "what came back is not what was sent\n");
-            return Err(EIO);
+        if from != 0 {
+            edu.fetch(Raw::new(&provider_memory(from)?)?)?;
         }
-        dev_info!(dev, "{} bytes went there and back unchanged\n", OWN_BYTES);
-
+        if to != 0 {
+            edu.store(Raw::new(&provider_memory(to)?)?)?;
+        }
         Ok(EduDriver { _edu: edu })
     }
 }
@@ -218,4 +266,18 @@ kernel::module_pci_driver! {
     authors: ["The physdma authors"],
     description: "Example of a driver that uses kernel::physdma",
     license: "GPL v2",
+    params: {
+        dma_bits: u8 {
+            default: 28,
+            description: "Address bits that the device sends, as its dma_mask= says",
+        },
+        from: u64 {
+            default: 0,
+            description: "Physical address of another device's memory to fetch from",
+        },
+        to: u64 {
+            default: 0,
+            description: "Physical address of another device's memory to write to",
+        },
+    },
 }

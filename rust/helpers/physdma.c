@@ -112,6 +112,13 @@ __rust_helper phys_addr_t rust_helper_physdma_virt_to_phys(const void *addr)
 	return virt_to_phys((void *)addr);
 }
 
+#ifdef CONFIG_MMU
+__rust_helper pgprot_t rust_helper_physdma_pgprot_noncached(pgprot_t prot)
+{
+	return pgprot_noncached(prot);
+}
+#endif
+
 /*
  * Without an IOMMU, or without anything that has to be unmapped, these are
  * inline functions of the header.

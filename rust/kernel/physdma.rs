@@ -36,6 +36,8 @@ mod bvec;
 mod counter;
 mod iova;
 mod map;
+#[cfg(CONFIG_MMU)]
+mod mmap;
 mod plan;
 mod pool;
 mod provider;

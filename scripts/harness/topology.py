@@ -125,6 +125,7 @@ class Machine:
     cpu        the model; the kernel allows P2P through the host bridge for EPYC
     icount     guest time counts instructions (1 ns each); one CPU
     trace      patterns of QEMU's trace events, written to trace.log
+    hotplug    devices can be unplugged from their ports, as PCI Express has it
     host_files the machine sees the host's files, and commands run on them
     append     more of the kernel's command line
     """
@@ -137,6 +138,7 @@ class Machine:
     memory: str = "1G"
     icount: bool = False
     trace: list[str] = field(default_factory=list)
+    hotplug: bool = False
     host_files: bool = False
     append: list[str] = field(default_factory=list)
 
@@ -164,6 +166,8 @@ class Machine:
             arguments += ["-trace", pattern]
         if self.trace:
             arguments += ["-D", str(files / "trace.log")]
+        if self.hotplug:
+            arguments += ["-global", "ICH9-LPC.acpi-pci-hotplug-with-bridge-support=off"]
         if self.has_iommu:
             # Before the devices that are to be behind it.
             arguments += ["-device", "intel-iommu,intremap=on"]

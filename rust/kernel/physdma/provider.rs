@@ -8,7 +8,8 @@
 //!   nothing about whether the memory is still there; [`Provider::hold`] has its owner told when it
 //!   goes.
 //! - A *live* one, [`Live`], keeps the memory. A request has it from map to unmap, and so does a
-//!   mapping for the CPU. Revocation waits for all of them.
+//!   mapping for the CPU. Revocation waits for all of them. (A mapping for a program has none: it is
+//!   taken away.)
 //!
 //! C header: [`include/linux/percpu-refcount.h`](srctree/include/linux/percpu-refcount.h)
 
@@ -178,7 +179,9 @@ pub(super) struct Inner {
     pub(super) range: BarRange,
     /// Whether the memory has a `struct page` for each of its pages.
     pub(super) has_pages: bool,
-    cpu: Arc<Attached>,
+    /// Whether a program has ever mapped it.
+    pub(super) is_mapped: Atomic<bool>,
+    pub(super) cpu: Arc<Attached>,
     /// All clients have numbers less than this.
     clients: Atomic<usize>,
     /// By the number of the client. Changed under the registry's lock only.
@@ -201,6 +204,7 @@ impl Inner {
             try_pin_init!(Self {
                 range,
                 has_pages,
+                is_mapped: Atomic::new(false),
                 cpu,
                 clients: Atomic::new(0),
                 attachments <- XArray::new(AllocKind::Alloc),

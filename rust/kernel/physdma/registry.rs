@@ -335,6 +335,10 @@ fn revoke(inner: &Arc<Inner>) {
         }
     }
 
+    // No fault maps it for a program any more.
+    #[cfg(CONFIG_MMU)]
+    inner.unmap_programs();
+
     let erased = {
         let mut members = registry.members.lock();
         if let Some(at) = members.providers.iter().position(|p| Arc::ptr_eq(p, inner)) {
