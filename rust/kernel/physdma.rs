@@ -28,6 +28,7 @@
 mod access;
 mod backend;
 mod bvec;
+mod c_api;
 mod iova;
 mod map;
 mod plan;
