@@ -178,6 +178,10 @@ impl<'a, R: Regs + 'a> Ops<'a, R> {
         if e == ENOMEM || e == EAGAIN {
             return Status::RESOURCE;
         }
+        if e == EINVAL {
+            // Memory of a device that this one does not reach; why, is in the log.
+            return Status::INVAL;
+        }
         dev_err!(queue.ctrl().dev, "a request cannot be mapped: {:?}\n", e);
         Status::IOERR
     }
@@ -339,7 +343,8 @@ impl<'a, R: Regs + 'a> Disk<'a, R> {
             .virt_boundary_mask(CTRL_PAGE_SIZE as usize - 1)
             .dma_alignment(3)
             .write_cache(write_cache)
-            .fua(write_cache);
+            .fua(write_cache)
+            .pci_p2pdma(true);
         let target = Target {
             nsid,
             lba_shift: ns.lba_shift,

@@ -34,6 +34,7 @@ mod access;
 mod backend;
 mod bvec;
 mod counter;
+mod c_api;
 mod iova;
 mod map;
 #[cfg(CONFIG_MMU)]

@@ -369,6 +369,12 @@ impl<'c, B: Backend> Mapping<'c, B> {
         }
     }
 
+    /// Whether nothing is mapped.
+    #[inline]
+    pub(super) fn is_empty(&self) -> bool {
+        matches!(self.state, State::Idle)
+    }
+
     fn undo(&mut self) {
         match &self.state {
             State::Idle | State::Noted => (),

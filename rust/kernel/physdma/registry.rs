@@ -297,18 +297,48 @@ fn enter(range: BarRange, has_pages: bool) -> Result<Arc<Inner>> {
     Ok(inner)
 }
 
+/// Opens `len` bytes from `start` on of BAR `bar` of `dev` to other devices. May sleep.
+///
+/// See [`Registration::new`].
+pub(super) fn register(
+    dev: &pci::Device<Bound>,
+    bar: u32,
+    start: u64,
+    len: u64,
+    has_pages: bool,
+) -> Result<Arc<Inner>> {
+    BarRange::new(dev, bar, start, len)
+        .and_then(|range| enter(range, has_pages))
+        .inspect_err(|e| {
+            dev_err!(
+                dev,
+                "cannot open {:#x} bytes at {:#x} of BAR {} to other devices: {:?}\n",
+                len,
+                start,
+                bar,
+                e
+            );
+        })
+}
+
+/// The first step of [`revoke()`]: from here on new mappings get `ENODEV`, and the range stays
+/// taken. Returns how many clients there can be. Sleeps.
+pub(super) fn kill(inner: &Inner) -> usize {
+    let Some(registry) = REGISTRY.as_ref() else {
+        return 0;
+    };
+    let members = registry.members.lock();
+    inner.kill(members.clients.len());
+    members.clients.len()
+}
+
 /// Takes a range away from everybody. After it returns no device has an address of it. Sleeps.
-fn revoke(inner: &Arc<Inner>) {
+pub(super) fn revoke(inner: &Arc<Inner>) {
     let Some(registry) = REGISTRY.as_ref() else {
         return;
     };
 
-    // From here on new mappings get ENODEV, and the range stays taken.
-    let clients = {
-        let members = registry.members.lock();
-        inner.kill(members.clients.len());
-        members.clients.len()
-    };
+    let clients = kill(inner);
     inner.tell_holders();
 
     for id in Iterator::chain(core::iter::once(None), (0..clients).map(Some)) {
@@ -478,20 +508,8 @@ impl<'a> Registration<'a> {
     ///
     /// The returned value is dropped, before `dev` is unbound: it must not be forgotten.
     pub unsafe fn new(dev: &'a pci::Device<Bound>, bar: u32, start: u64, len: u64) -> Result<Self> {
-        let inner = BarRange::new(dev, bar, start, len)
-            .and_then(|range| enter(range, false))
-            .inspect_err(|e| {
-                dev_err!(
-                    dev,
-                    "cannot open {:#x} bytes at {:#x} of BAR {} to other devices: {:?}\n",
-                    len,
-                    start,
-                    bar,
-                    e
-                );
-            })?;
         Ok(Self {
-            inner,
+            inner: register(dev, bar, start, len, false)?,
             _dev: PhantomData,
         })
     }
