@@ -84,7 +84,8 @@ impl<'a, R: Regs + 'a> Admin<'a, R> {
             ..Default::default()
         };
         // SAFETY: The tag set is not forgotten unless the result is.
-        let tags = unsafe { TagSet::new_scoped(
+        let tags = unsafe {
+            TagSet::new_scoped(
                 options,
                 Tags {
                     queues,

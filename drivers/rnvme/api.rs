@@ -50,6 +50,13 @@ struct List {
     done: usize,
 }
 
+/// What one command moves.
+struct Taken {
+    pieces: KVec<PhysBvec>,
+    /// Behind how many pieces RAM, or memory that is not RAM, ends.
+    turns: KVec<(bool, usize)>,
+}
+
 impl List {
     /// The pieces of `parts`, and what they are to `client`.
     fn new(client: &Client<'_>, parts: &[Part<'_>]) -> Result<Self> {
@@ -82,9 +89,8 @@ impl List {
         self.pieces.get(self.done..).unwrap_or_default()
     }
 
-    /// Takes the next `bytes` bytes: pieces, and behind how many of them RAM and other memory take
-    /// turns.
-    fn take(&mut self, mut bytes: u32) -> Result<(KVec<PhysBvec>, KVec<(bool, usize)>)> {
+    /// Takes the next `bytes` bytes.
+    fn take(&mut self, mut bytes: u32) -> Result<Taken> {
         let mut taken = KVec::new();
         let mut turns: KVec<(bool, usize)> = KVec::new();
 
@@ -104,7 +110,10 @@ impl List {
                 None => self.done += 1,
             }
         }
-        Ok((taken, turns))
+        Ok(Taken {
+            pieces: taken,
+            turns,
+        })
     }
 }
 
@@ -133,17 +142,22 @@ impl<'a, R: Regs + 'a> Disk<'a, R> {
         while !list.left().is_empty() {
             let bytes = cut::next(
                 list.left().iter().map(|&(piece, kind)| Piece {
-                    at: u64::from(piece.phys()),
+                    // CAST: Nowhere has it more bits.
+                    at: piece.phys() as u64,
                     len: piece.len(),
                     kind,
                 }),
                 &self.rules,
             )
             .map_err(|e| {
-                pr_err!("namespace {}: memory cannot be cut into commands: {:?}\n", self.nsid, e);
+                pr_err!(
+                    "namespace {}: memory cannot be cut into commands: {:?}\n",
+                    self.nsid,
+                    e
+                );
                 EINVAL
             })?;
-            let (pieces, turns) = list.take(bytes)?;
+            let Taken { pieces, turns } = list.take(bytes)?;
             let mut parts = KVec::with_capacity(turns.len(), GFP_KERNEL)?;
             let mut from = 0;
             for &(is_ram, to) in &turns {
@@ -161,7 +175,9 @@ impl<'a, R: Regs + 'a> Disk<'a, R> {
 
             // SAFETY: By the safety requirements of this function.
             unsafe { self.command(way, lba, &parts, bytes) }?;
-            lba = lba.checked_add((bytes >> self.lba_shift).into()).ok_or(EINVAL)?;
+            lba = lba
+                .checked_add((bytes >> self.lba_shift).into())
+                .ok_or(EINVAL)?;
         }
         Ok(())
     }

@@ -99,13 +99,14 @@ impl Job {
             let mut fields = part.split(':');
             let mut field = || fields.next().ok_or(EINVAL);
             let kind = field()?;
-            let at = number::<u64>(field()?)?;
+            let at = field()?;
             let len = number::<u32>(field()?)?;
 
             match kind {
                 "ram" => {
-                    let end = at.checked_add(len.into()).ok_or(EINVAL)?;
-                    let ram = ram.get(at as usize..end as usize).ok_or(EINVAL)?;
+                    let at = number::<usize>(at)?;
+                    let end = at.checked_add(len as usize).ok_or(EINVAL)?;
+                    let ram = ram.get(at..end).ok_or(EINVAL)?;
                     // SAFETY: It is walked, but not mapped.
                     let mut source = unsafe { Virt::new(ram) }?;
                     while let Some(piece) = source.next() {
@@ -113,7 +114,7 @@ impl Job {
                     }
                 }
                 "mem" => {
-                    let piece = PhysBvec::new(at.try_into()?, len).ok_or(EINVAL)?;
+                    let piece = PhysBvec::new(number(at)?, len).ok_or(EINVAL)?;
                     pieces.push((false, piece), GFP_KERNEL)?;
                 }
                 _ => return Err(EINVAL),

@@ -263,17 +263,18 @@ impl Memory {
     }
 
     /// Enables the persistent memory region, and waits until it is ready. Sleeps.
-    fn enable_pmr<R: Regs>(
-        ctrl: &Controller<'_, R>,
-        pmr: Option<Range>,
-    ) -> Result<(), Unusable> {
+    fn enable_pmr<R: Regs>(ctrl: &Controller<'_, R>, pmr: Option<Range>) -> Result<(), Unusable> {
         let io = ctrl.regs.io();
         let caps = io.read(regs::PMRCAP);
 
         let Some(pmr) = pmr else {
             return Ok(());
         };
-        let unit_ms: i64 = if u32::from(caps.pmrtu()) == 0 { 500 } else { 60_000 };
+        let unit_ms: i64 = if u32::from(caps.pmrtu()) == 0 {
+            500
+        } else {
+            60_000
+        };
         io.write_reg(regs::PMRCTL::zeroed().with_en(true));
         let status = read_poll_timeout(
             || Ok(io.read(regs::PMRSTS)),

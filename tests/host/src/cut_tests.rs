@@ -77,7 +77,13 @@ fn kinds() {
             .collect()
     };
     assert_eq!(lens(&RULES), [2, 1, 1, 1]);
-    assert_eq!(lens(&Rules { mixes: true, ..RULES }), [5]);
+    assert_eq!(
+        lens(&Rules {
+            mixes: true,
+            ..RULES
+        }),
+        [5]
+    );
 }
 
 #[test]
@@ -153,10 +159,16 @@ fn random() {
         for two in commands.windows(2) {
             // One more block would have been too much, unless it was full.
             let full: u32 = two[0].iter().map(|p| p.len).sum();
-            assert!(full == rules.max_bytes || !possible(&two.concat(), &Rules {
-                max_bytes: u32::MAX,
-                ..rules
-            }));
+            assert!(
+                full == rules.max_bytes
+                    || !possible(
+                        &two.concat(),
+                        &Rules {
+                            max_bytes: u32::MAX,
+                            ..rules
+                        }
+                    )
+            );
         }
     }
     assert!(cut > 1_000 && refused > 1_000, "{cut} {refused}");

@@ -235,6 +235,9 @@ pub(crate) struct Counts {
     pub(crate) aborts: u32,
     /// Flush commands.
     pub(crate) flushes: u32,
+    /// Write commands, and the blocks of all.
+    pub(crate) writes: u32,
+    pub(crate) blocks: u32,
     /// It was cut off from memory.
     pub(crate) isolated: u32,
     /// Ranges of its memory that were opened to other devices.
@@ -398,6 +401,15 @@ impl Fake {
         if queue.qid() != 0 {
             if opcode == io::FLUSH {
                 self.state.lock().counts.flushes += 1;
+            }
+            if opcode == io::WRITE {
+                let mut state = self.state.lock();
+
+                state.counts.writes += 1;
+                state.counts.blocks += 1 + (raw[6] & 0xffff) as u32;
+                if raw[3] == 0 {
+                    state.counts.wrongs += 1;
+                }
             }
             // There are no data: what is read fails, and is not read again.
             const UNREADABLE: u16 = 1 << 14 | 0x281;

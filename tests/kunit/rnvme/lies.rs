@@ -4,6 +4,7 @@
 //! leaks; the kernel lives.
 
 use crate::{
+    api::Way,
     command::Command,
     ctrl::State,
     fake::{
@@ -30,6 +31,12 @@ use kernel::{
     },
     dma::DmaMask,
     faux,
+    physdma::{
+        Part,
+        PhysBvec,
+        Source,
+        Virt, //
+    },
     prelude::*,
     sync::{
         atomic::{
@@ -109,6 +116,22 @@ impl Driver<'_> {
             .ok_or(ENXIO)?
     }
 
+    /// Moves `buf` to or from the first disk, as kernel code does.
+    fn transfer(&self, way: Way, buf: &[u8]) -> Result {
+        let mut pieces = KVec::new();
+        // SAFETY: It is walked, but not mapped.
+        let mut source = unsafe { Virt::new(buf) }?;
+        while let Some(piece) = source.next() {
+            pieces.push(piece, GFP_KERNEL)?;
+        }
+        self.nvme
+            // SAFETY: `buf` is borrowed, and the controller moves no data.
+            .with_disk(1, |disk| unsafe {
+                disk.transfer(way, 0, &[Part::Ram(&pieces)])
+            })
+            .ok_or(ENXIO)?
+    }
+
     /// Has the block layer send a flush to the first disk.
     fn flush(&self) -> Result {
         self.nvme
@@ -171,6 +194,50 @@ mod tests {
         assert_eq!(counts.deletions, 2);
         assert_eq!(counts.queues_at_shutdown, 0);
         assert_eq!(counts.wrongs, 0);
+        Ok(())
+    }
+
+    #[test]
+    fn lists_of_memory() -> Result {
+        let buf = KVec::from_elem(0u8, 160 << 10, GFP_KERNEL)?;
+        let ((), counts) = with(Script::default(), |fake, driver| {
+            let driver = driver?;
+            // A command has 128 KiB at most.
+            driver.transfer(Way::Write, &buf)?;
+            // What the device says.
+            assert_eq!(driver.transfer(Way::Read, &buf).err(), Some(ENODATA));
+            // Not whole blocks; and nothing at all.
+            assert_eq!(driver.transfer(Way::Write, &buf[..100]).err(), Some(EINVAL));
+            let nothing = driver.nvme.with_disk(1, |disk| {
+                // SAFETY: There is no memory.
+                unsafe { disk.transfer(Way::Write, 0, &[]) }
+            });
+            assert_eq!(nothing, Some(Ok(())));
+            // Nobody has registered the first page, so it is not a provider's.
+            let page = [PhysBvec::new(0, 4096).ok_or(EINVAL)?];
+            let unknown = driver.nvme.with_disk(1, |disk| {
+                // SAFETY: None of it is said to be RAM.
+                unsafe { disk.transfer(Way::Write, 0, &[Part::Provider(&page)]) }
+            });
+            assert_eq!(unknown, Some(Err(EFAULT)));
+            assert_eq!(fake.counts().writes, 2);
+            Ok(())
+        })?;
+
+        assert_eq!(counts.blocks, 320);
+        assert_eq!(counts.wrongs, 0);
+        Ok(())
+    }
+
+    #[test]
+    fn lists_of_memory_are_sent_again_after_a_reset() -> Result {
+        let buf = KVec::from_elem(0u8, 4096, GFP_KERNEL)?;
+        let ((), counts) = with(answers(&[Answer::Never]), |_, driver| {
+            driver?.transfer(Way::Write, &buf)
+        })?;
+
+        assert_eq!(counts.enabled, 2);
+        assert_eq!(counts.writes, 2);
         Ok(())
     }
 
