@@ -84,7 +84,16 @@ impl<'a, R: Regs + 'a> Admin<'a, R> {
             ..Default::default()
         };
         // SAFETY: The tag set is not forgotten unless the result is.
-        let tags = unsafe { TagSet::new_scoped(options, Tags { queues, client }) };
+        let tags = unsafe {
+            TagSet::new_scoped(
+                options,
+                Tags {
+                    queues,
+                    client,
+                    mixes: false,
+                },
+            )
+        };
         let tags = Arc::pin_init(tags, GFP_KERNEL)?;
         queue.set_in_flight(tags.in_flight(0).ok_or(EINVAL)?)?;
 

@@ -10,6 +10,7 @@ use crate::{
     },
     counters::Moved,
     ctrl::Controller,
+    cut::Rules,
     identify::{
         Namespace,
         CTRL_PAGE_SIZE,
@@ -26,7 +27,10 @@ use crate::{
     recovery,
     regs::Regs, //
 };
-use core::marker::PhantomData;
+use core::{
+    marker::PhantomData,
+    ptr::NonNull, //
+};
 use kernel::{
     block::mq::{
         gen_disk::{
@@ -53,7 +57,11 @@ use kernel::{
         Client,
         Limits,
         Mapping,
-        ReqBvecs, //
+        Mixed,
+        Origin,
+        Part,
+        ReqBvecs,
+        Source, //
     },
     prelude::*,
     sync::Arc, //
@@ -72,6 +80,44 @@ pub(crate) const CLIENT_LIMITS: Limits = Limits {
     max_segments: MAX_SEGMENTS,
 };
 
+/// The memory that a request of the driver's own moves.
+#[derive(Clone, Copy)]
+pub(crate) struct Carried {
+    parts: NonNull<[Part<'static>]>,
+    /// The length of all parts.
+    pub(crate) bytes: u32,
+}
+
+// SAFETY: Who has it may look at a list that nobody changes.
+unsafe impl Send for Carried {}
+// SAFETY: As above.
+unsafe impl Sync for Carried {}
+
+impl Carried {
+    /// `bytes` bytes, which are those of `parts`.
+    ///
+    /// # Safety
+    ///
+    /// Until the request has ended, `parts` lives, and what it says to be RAM stays allocated.
+    pub(crate) unsafe fn new(parts: &[Part<'_>], bytes: u32) -> Self {
+        Self {
+            // The lifetimes of the list end here: the caller answers for them.
+            parts: NonNull::slice_from_raw_parts(NonNull::from_ref(parts).cast(), parts.len()),
+            bytes,
+        }
+    }
+
+    /// The memory.
+    ///
+    /// # Safety
+    ///
+    /// The request has not ended, and what is mapped from it is unmapped before it ends.
+    unsafe fn source<'r>(self) -> Result<Mixed<'r>> {
+        // SAFETY: By the safety requirements, and those of `new()`.
+        unsafe { Mixed::new(self.parts.as_ref()) }
+    }
+}
+
 /// What lies beside each request: `struct nvme_iod` in the C driver.
 pub(crate) struct Iod<'a> {
     mapping: Mapping<'a>,
@@ -79,6 +125,8 @@ pub(crate) struct Iod<'a> {
     pub(crate) lists: u64,
     /// The driver's own command, where the request is one.
     pub(crate) command: Command,
+    /// The memory that it moves.
+    pub(crate) carried: Option<Carried>,
     /// The first double word of the answer.
     pub(crate) result: u32,
     /// How the device says that the command ended.
@@ -92,12 +140,15 @@ pub(crate) struct Tags<'a, R: Regs> {
     pub(crate) queues: KVec<Arc<Queue<'a, R>>>,
     /// Who maps memory for the device.
     pub(crate) client: &'a Client<'a>,
+    /// The data of a command may be in the controller's own memory in part.
+    pub(crate) mixes: bool,
 }
 
 /// What a hardware context has.
 pub(crate) struct Hw<'a, R: Regs> {
     queue: Arc<Queue<'a, R>>,
     client: &'a Client<'a>,
+    mixes: bool,
 }
 
 /// What a request is about.
@@ -112,7 +163,7 @@ pub(crate) struct Target {
 pub(crate) struct Ops<'a, R: Regs>(PhantomData<fn(&'a R) -> &'a R>);
 
 impl<'a, R: Regs + 'a> Ops<'a, R> {
-    /// Maps the data of `rq` and builds a command that moves them.
+    /// Builds the command that moves the data of `rq`, which the block layer has asked for.
     #[inline]
     fn read_write(
         hw: &Hw<'a, R>,
@@ -131,15 +182,59 @@ impl<'a, R: Regs + 'a> Ops<'a, R> {
         // SAFETY: A request that was mapped is unmapped, in `complete()` or by `give_up()`, before
         // it is ended.
         let mut source = unsafe { ReqBvecs::new(rq) };
+        Self::map(hw, data, tag, &mut source, bytes, dir, command)
+    }
+
+    /// Builds the driver's own command that `rq` is, and maps the memory that it moves.
+    fn own_command(
+        hw: &Hw<'a, R>,
+        rq: &mut IdleRequest<'_, Self>,
+        dir: DataDirection,
+    ) -> Result<(Command, Option<Moved>), Status> {
+        let tag = rq.id().tag;
+        let data = rq.data_mut();
+        let command = data.command;
+        let Some(carried) = data.carried else {
+            return Ok((command, None));
+        };
+
+        // SAFETY: It has not ended, and is unmapped before it does.
+        let mut source = unsafe { carried.source() }.map_err(|_| Status::INVAL)?;
+        Self::map(hw, data, tag, &mut source, carried.bytes, dir, command)
+    }
+
+    /// Maps the `bytes` bytes of `source`, and has `command` say where they are.
+    #[inline]
+    fn map<S: Source>(
+        hw: &Hw<'a, R>,
+        data: &mut Iod<'a>,
+        tag: u16,
+        source: &mut S,
+        bytes: u32,
+        dir: DataDirection,
+        command: Command,
+    ) -> Result<(Command, Option<Moved>), Status> {
         let mut segments = hw
             .client
-            .map(&mut data.mapping, &mut source, dir)
+            .map(&mut data.mapping, source, dir)
             .map_err(|e| Self::mapping_failed(&hw.queue, e))?;
         let mut lists = RequestLists::new(&hw.queue, tag, &mut data.lists);
+        let (mut own, mut others) = (false, false);
 
         match prp::build(
             || {
                 let segment = segments.next()?;
+                if !S::UNIFORM && !hw.mixes {
+                    match segment.map(|segment| segment.origin) {
+                        Some(Origin::Internal { .. }) => own = true,
+                        Some(_) => others = true,
+                        None => (),
+                    }
+                    // The device would refuse it too, or should.
+                    if own && others {
+                        return Err(EINVAL);
+                    }
+                }
                 Ok(segment.map(|segment| (segment.dma, segment.len)))
             },
             bytes,
@@ -183,7 +278,11 @@ impl<'a, R: Regs + 'a> Ops<'a, R> {
             return Status::INVAL;
         }
         dev_err!(queue.ctrl().dev, "a request cannot be mapped: {:?}\n", e);
-        Status::IOERR
+        match e {
+            EINVAL => Status::INVAL,
+            ENODEV => Status::OFFLINE,
+            _ => Status::IOERR,
+        }
     }
 
     /// The block layer keeps to the limits that it was told, so that this does not happen.
@@ -198,10 +297,12 @@ impl<'a, R: Regs + 'a> Ops<'a, R> {
 
     /// Ends, or sends again, a request that the device will not answer any more.
     ///
-    /// What should fail fast is not sent again, and with it the driver's own commands.
+    /// What should fail fast is not sent again, and with it the driver's own commands that move no
+    /// data.
     pub(crate) fn give_up(mut rq: OwnedRequest<Self>, retry: bool, status: Status) {
-        let retry = retry && !rq.is_failfast();
+        let failfast = rq.is_failfast();
         let data = rq.data_mut();
+        let retry = retry && (!failfast || data.carried.is_some());
 
         data.mapping.unmap();
         if retry && data.retries < MAX_RETRIES {
@@ -226,6 +327,7 @@ impl<'a, R: Regs + 'a> Operations for Ops<'a, R> {
             mapping: Mapping::default(),
             lists: 0,
             command: Command::default(),
+            carried: None,
             result: 0,
             status: CommandStatus::default(),
             retries: 0,
@@ -242,6 +344,7 @@ impl<'a, R: Regs + 'a> Operations for Ops<'a, R> {
         Ok(Hw {
             queue: queue.clone(),
             client: tags.client,
+            mixes: tags.mixes,
         })
     }
 
@@ -267,7 +370,8 @@ impl<'a, R: Regs + 'a> Operations for Ops<'a, R> {
             Op::Read => Self::read_write(hw, target, &mut rq, io::READ, DataDirection::FromDevice)?,
             Op::Write => Self::read_write(hw, target, &mut rq, io::WRITE, DataDirection::ToDevice)?,
             Op::Flush => (Command::flush(target.nsid), None),
-            Op::DrvIn | Op::DrvOut => (rq.data_mut().command, None),
+            Op::DrvIn => Self::own_command(hw, &mut rq, DataDirection::FromDevice)?,
+            Op::DrvOut => Self::own_command(hw, &mut rq, DataDirection::ToDevice)?,
             _ => return Err(Status::NOTSUPP),
         };
         let command = command.encode(queue.cid(rq.id()));
@@ -313,6 +417,10 @@ impl<'a, R: Regs + 'a> Operations for Ops<'a, R> {
 pub(crate) struct Disk<'a, R: Regs> {
     pub(crate) nsid: u32,
     pub(crate) disk: GenDisk<Ops<'a, R>>,
+    pub(crate) lba_shift: u32,
+    pub(crate) client: &'a Client<'a>,
+    /// What a command takes that is made of parts.
+    pub(crate) rules: Rules,
 }
 
 impl<'a, R: Regs + 'a> Disk<'a, R> {
@@ -334,6 +442,12 @@ impl<'a, R: Regs + 'a> Disk<'a, R> {
         write_cache: bool,
     ) -> Result<Self> {
         let block = 1 << ns.lba_shift;
+        let rules = Rules {
+            max_bytes: max_transfer,
+            block,
+            mixes: tags.data().mixes,
+        };
+        let client = tags.data().client;
         let limits = QueueLimits::new()
             .logical_block_size(block)?
             .physical_block_size(block)?
@@ -355,6 +469,12 @@ impl<'a, R: Regs + 'a> Disk<'a, R> {
             .parent(ctrl.dev)
             .build(name, tags, target)?;
 
-        Ok(Self { nsid, disk })
+        Ok(Self {
+            nsid,
+            disk,
+            lba_shift: ns.lba_shift,
+            client,
+            rules,
+        })
     }
 }

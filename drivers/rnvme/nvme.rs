@@ -22,6 +22,10 @@ use crate::{
         CTRL_PAGE_SIZE,
         NVM_COMMAND_SET, //
     },
+    memory::{
+        Memory,
+        Opened, //
+    },
     queue::Queue,
     recovery::Recovery,
     regs::{
@@ -94,6 +98,7 @@ pub(crate) struct Nvme<'a, R: Regs> {
     identity: identify::Controller,
     /// The most bytes of a request.
     max_transfer: u32,
+    memory: Memory,
     config: Config,
     #[pin]
     disks: Mutex<KVec<Disk<'a, R>>>,
@@ -131,6 +136,7 @@ impl<'a, R: Regs + 'a> Nvme<'a, R> {
         ctrl.enable(&admin.queue.rings())?;
         admin.queue.set_enabled(true);
 
+        let memory = Memory::new(&ctrl);
         let identity = admin.identify_controller()?;
         let max_transfer = identity
             .max_transfer
@@ -171,6 +177,7 @@ impl<'a, R: Regs + 'a> Nvme<'a, R> {
                 Tags {
                     queues: shared,
                     client,
+                    mixes: memory.mixes,
                 },
             )
         };
@@ -200,6 +207,7 @@ impl<'a, R: Regs + 'a> Nvme<'a, R> {
                 tags,
                 identity,
                 max_transfer,
+                memory,
                 config,
                 disks <- new_mutex!(KVec::new()),
             }),
@@ -392,6 +400,7 @@ impl<'a, R: Regs + 'a> Nvme<'a, R> {
     fn restart(&self) -> Result {
         self.ctrl.enable(&self.admin.queue.rings())?;
         self.admin.queue.set_enabled(true);
+        self.memory.restart(&self.ctrl);
 
         // CAST: It was granted as a `u16`.
         let wanted = self.tags.nr_hw_queues() as u16;
@@ -498,6 +507,8 @@ impl<'a, R: Regs + 'a> Nvme<'a, R> {
 pub(crate) struct Attached<'a, R: Regs, I> {
     pub(crate) nvme: Arc<Nvme<'a, R>>,
     recovery: Option<Recovery<'a, R>>,
+    /// Open to other devices.
+    opened: Option<Opened<R>>,
     /// Dropped after the controller was shut down.
     _irqs: I,
 }
@@ -523,11 +534,13 @@ impl<'a, R: Regs + 'a, I: Interrupts<'a, R>> Attached<'a, R, I> {
         let mut this = Self {
             nvme: nvme.clone(),
             recovery: None,
+            opened: None,
             _irqs: irqs,
         };
 
         // SAFETY: It is not forgotten unless the result is.
         this.recovery = Some(unsafe { Recovery::new(nvme) }?);
+        this.opened = Some(this.nvme.memory.open(&this.nvme.ctrl));
         this.nvme.add_disks()?;
         Ok(this)
     }
@@ -537,6 +550,9 @@ impl<'a, R: Regs + 'a, I> Drop for Attached<'a, R, I> {
     fn drop(&mut self) {
         // Recovery has to go on until nobody waits for a request.
         self.nvme.remove_disks();
+        // No request of the driver's own has the memory any more. Those of others complete while what
+        // they read is still there: a controller that is shut down may forget it.
+        self.opened = None;
         self.recovery = None;
 
         self.nvme.delete_queues();

@@ -32,6 +32,10 @@ register! {
 
     /// Controller capabilities, upper half.
     pub(crate) CAP_HI(u32) @ 0x04 {
+        /// There is a controller memory buffer that has to be enabled.
+        25:25 cmbs => bool;
+        /// There is a persistent memory region.
+        24:24 pmrs => bool;
         /// Smallest memory page: two to the power of (12 + this).
         19:16 mpsmin;
         /// No I/O command set is supported.
@@ -105,6 +109,96 @@ register! {
     pub(crate) ACQ_HI(u32) @ 0x34 {
         31:0 value;
     }
+
+    /// Where the controller memory buffer is.
+    pub(crate) CMBLOC(u32) @ 0x38 {
+        /// Where in the BAR, in units of [`CMBSZ`].
+        31:12 ofst;
+        /// The data of a command may be in it in part.
+        7:7 cdmmms => bool;
+        /// The BAR.
+        2:0 bir;
+    }
+
+    /// How large the controller memory buffer is, and what for.
+    pub(crate) CMBSZ(u32) @ 0x3c {
+        /// Units.
+        31:12 sz;
+        /// A unit is two to the power of (12 + 4 * this) bytes.
+        11:8 szu;
+        /// Data to be written may be there.
+        4:4 wds => bool;
+        /// Data may be read to there.
+        3:3 rds => bool;
+    }
+
+    /// Controller memory buffer memory space control, lower half.
+    pub(crate) CMBMSC_LO(u32) @ 0x50 {
+        /// The address by which commands mean the buffer, in units of 4 KiB.
+        31:12 cba;
+        /// Commands may mean it.
+        1:1 cmse => bool;
+        /// [`CMBLOC`] and [`CMBSZ`] tell.
+        0:0 cre => bool;
+    }
+
+    /// Controller memory buffer memory space control, upper half.
+    pub(crate) CMBMSC_HI(u32) @ 0x54 {
+        31:0 cba;
+    }
+
+    /// Status of the controller memory buffer.
+    pub(crate) CMBSTS(u32) @ 0x58 {
+        /// Its address is invalid.
+        0:0 cbai => bool;
+    }
+
+    /// What the persistent memory region can do.
+    pub(crate) PMRCAP(u32) @ 0xe00 {
+        /// Commands may mean it.
+        24:24 cmss => bool;
+        /// How long a change of [`PMRSTS`] may take, in units of `pmrtu`.
+        23:16 pmrto;
+        /// 500 ms, or a minute.
+        9:8 pmrtu;
+        /// The BAR, all of which it is.
+        7:5 bir;
+        /// Data to be written may be there.
+        4:4 wds => bool;
+        /// Data may be read to there.
+        3:3 rds => bool;
+    }
+
+    /// Persistent memory region control.
+    pub(crate) PMRCTL(u32) @ 0xe04 {
+        /// Enable.
+        0:0 en => bool;
+    }
+
+    /// Status of the persistent memory region.
+    pub(crate) PMRSTS(u32) @ 0xe08 {
+        /// The address by which commands mean it is invalid.
+        12:12 cbai => bool;
+        /// What happened to it; 0 if all is well.
+        11:9 hsts;
+        /// Not ready.
+        8:8 nrdy => bool;
+        /// Errors.
+        7:0 err;
+    }
+
+    /// Persistent memory region memory space control, lower half.
+    pub(crate) PMRMSC_LO(u32) @ 0xe14 {
+        /// The address by which commands mean the region, in units of 4 KiB.
+        31:12 cba;
+        /// Commands may mean it.
+        1:1 cmse => bool;
+    }
+
+    /// Persistent memory region memory space control, upper half.
+    pub(crate) PMRMSC_HI(u32) @ 0xe18 {
+        31:0 cba;
+    }
 }
 
 /// [`CC`]`.shn`: the disk is about to lose power in an orderly way.
@@ -146,6 +240,28 @@ pub(crate) trait Regs: Send + Sync {
 
     /// Keeps the device from accessing memory, until the driver is bound to it again.
     fn isolate(&self);
+
+    /// Where `bar` is, if there is one and it is memory.
+    fn bar(&self, bar: u32) -> Option<Bar>;
+
+    /// Memory of the device that is open to other devices until this is dropped.
+    type Opened;
+
+    /// Opens `len` bytes from `start` on of `bar` to other devices. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// Were logged.
+    fn open(&self, bar: u32, start: u64, len: u64) -> Result<Self::Opened>;
+}
+
+/// A BAR that is memory.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Bar {
+    /// Its address on the bus.
+    pub(crate) address: u64,
+    /// Its length in bytes.
+    pub(crate) len: u64,
 }
 
 /// The bytes that the registers take up when the doorbells are `stride` bytes apart and the last
@@ -172,6 +288,10 @@ pub(crate) struct Capabilities {
     pub(crate) css: u32,
     /// The highest queue id whose doorbells are in the BAR.
     pub(crate) max_qid: u16,
+    /// There is a controller memory buffer that has to be enabled.
+    pub(crate) cmbs: bool,
+    /// There is a persistent memory region.
+    pub(crate) pmrs: bool,
 }
 
 /// Why a controller cannot be used.
@@ -232,6 +352,8 @@ impl Capabilities {
             timeout_ms: (i64::from(u32::from(lo.to())) + 1) * 500,
             css,
             max_qid: u16::try_from(pairs - 1).unwrap_or(u16::MAX),
+            cmbs: hi.cmbs(),
+            pmrs: hi.pmrs(),
         })
     }
 }

@@ -10,8 +10,9 @@
 //!
 //! and its answer, from `queue.rs`, back to `block.rs`. What else there is: `regs.rs` the registers,
 //! `ctrl.rs` the controller's states, `admin.rs` the commands to the controller itself, with
-//! `identify.rs` its answers, `nvme.rs` how a controller comes and goes, and `recovery.rs` what
-//! happens when it does not answer. This file is the PCI bus.
+//! `identify.rs` its answers, `memory.rs` its own memory, `nvme.rs` how a controller comes and goes,
+//! and `recovery.rs` what happens when it does not answer. `api.rs` is I/O for kernel code, of which
+//! the memory is cut into commands by `cut.rs`. This file is the PCI bus.
 //!
 //! Everything but this file is generic over [`Regs`](regs::Regs), so that a KUnit suite can play a
 //! controller that lies.
@@ -19,11 +20,21 @@
 //! Specification: [NVM Express](https://nvmexpress.org/specifications/), Base 2.0.
 
 mod admin;
+#[cfg_attr(
+    not(CONFIG_RNVME_INJECT),
+    allow(dead_code, reason = "for kernel code; none but tests needs it yet")
+)]
+mod api;
 mod block;
 mod command;
 mod counters;
 mod ctrl;
+#[cfg_attr(not(CONFIG_RNVME_INJECT), allow(dead_code, reason = "as above"))]
+mod cut;
 mod identify;
+#[cfg(CONFIG_RNVME_INJECT)]
+mod inject;
+mod memory;
 mod nvme;
 mod prp;
 mod queue;
@@ -39,6 +50,7 @@ use crate::{
     },
     queue::Queue,
     regs::{
+        Bar,
         Regs,
         DOORBELLS, //
     }, //
@@ -53,7 +65,9 @@ use kernel::{
         Device as _,
         DmaMask, //
     },
+    driver,
     io::{
+        resource::Flags,
         IoBase,
         Mmio,
         MmioBackend,
@@ -61,6 +75,7 @@ use kernel::{
     },
     irq,
     pci,
+    physdma::Registration,
     prelude::*,
     sync::{
         atomic::{
@@ -69,7 +84,9 @@ use kernel::{
         },
         Arc,
         SetOnce, //
-    }, //
+    },
+    InPlaceModule,
+    ModuleMetadata, //
 };
 
 /// Admin commands that were not answered for so long are given up, in milliseconds.
@@ -113,7 +130,7 @@ struct PciRegs<'a> {
     vectors: &'a pci::IrqVectorRegistration<'a>,
 }
 
-impl Regs for PciRegs<'_> {
+impl<'a> Regs for PciRegs<'a> {
     type Backend = MmioBackend;
     type IrqOff<'r>
         = Option<pci::IrqDisabled<'r>>
@@ -132,6 +149,25 @@ impl Regs for PciRegs<'_> {
 
     fn isolate(&self) {
         self.pdev.clear_master();
+    }
+
+    fn bar(&self, bar: u32) -> Option<Bar> {
+        let resource = self.pdev.resource(bar).ok()?;
+        let len = self.pdev.resource_len(bar).ok()?;
+
+        if len == 0 || !resource.flags().contains(Flags::IORESOURCE_MEM) {
+            return None;
+        }
+        Some(Bar {
+            address: self.pdev.bus_address(bar).ok()?,
+            len,
+        })
+    }
+
+    type Opened = Registration<'a>;
+
+    fn open(&self, bar: u32, start: u64, len: u64) -> Result<Registration<'a>> {
+        Registration::new(self.pdev, bar, start, len)
     }
 }
 
@@ -201,6 +237,8 @@ struct Rnvme;
 
 /// What the driver keeps for a device.
 struct Bound<'a> {
+    #[cfg(CONFIG_RNVME_INJECT)]
+    _injector: inject::Injector<'a>,
     _attached: Attached<'a, PciRegs<'a>, PciInterrupts<'a>>,
     _instance: Instance,
 }
@@ -252,6 +290,9 @@ impl Rnvme {
             unsafe { Attached::new(pdev.as_ref(), PciRegs { pdev, bar, vectors }, irqs, config) }?;
 
         Ok(Bound {
+            // SAFETY: As above; it is dropped first.
+            #[cfg(CONFIG_RNVME_INJECT)]
+            _injector: unsafe { inject::Injector::new(instance.0, attached.nvme.clone()) }?,
             _attached: attached,
             _instance: instance,
         })
@@ -280,8 +321,31 @@ impl pci::Driver for Rnvme {
     }
 }
 
-kernel::module_pci_driver! {
-    type: Rnvme,
+/// The module: the driver, and what tests drive it by.
+#[pin_data]
+struct Module {
+    #[pin]
+    _driver: driver::Registration<pci::Adapter<Rnvme>>,
+    #[cfg(CONFIG_RNVME_INJECT)]
+    #[pin]
+    _file: inject::File,
+}
+
+impl InPlaceModule for Module {
+    fn init(module: &'static ThisModule) -> impl PinInit<Self, Error> {
+        #[cfg(CONFIG_RNVME_INJECT)]
+        inject::init();
+
+        try_pin_init!(Self {
+            _driver <- driver::Registration::new(<Self as ModuleMetadata>::NAME, module),
+            #[cfg(CONFIG_RNVME_INJECT)]
+            _file <- inject::file(),
+        })
+    }
+}
+
+module! {
+    type: Module,
     name: "rnvme",
     authors: ["The physdma authors"],
     description: "NVM Express block devices, driver in Rust",

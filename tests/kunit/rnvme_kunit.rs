@@ -6,6 +6,8 @@ use kernel::prelude::*;
 
 #[path = "../../drivers/rnvme/admin.rs"]
 mod admin;
+#[path = "../../drivers/rnvme/api.rs"]
+mod api;
 #[path = "../../drivers/rnvme/block.rs"]
 mod block;
 #[path = "../../drivers/rnvme/command.rs"]
@@ -14,6 +16,8 @@ mod command;
 mod counters;
 #[path = "../../drivers/rnvme/ctrl.rs"]
 mod ctrl;
+#[path = "../../drivers/rnvme/cut.rs"]
+mod cut;
 #[path = "rnvme/fake.rs"]
 mod fake;
 #[path = "../../drivers/rnvme/identify.rs"]
@@ -22,6 +26,8 @@ mod identify;
 mod layout;
 #[path = "rnvme/lies.rs"]
 mod lies;
+#[path = "../../drivers/rnvme/memory.rs"]
+mod memory;
 #[path = "../../drivers/rnvme/nvme.rs"]
 mod nvme;
 #[path = "../../drivers/rnvme/prp.rs"]

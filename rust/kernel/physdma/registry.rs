@@ -23,7 +23,12 @@ use super::{
     PhysBvec, //
 };
 use crate::{
-    device::Bound,
+    bindings,
+    device::{
+        Bound,
+        Device, //
+    },
+    error::to_result,
     jump_label::{
         static_branch_unlikely,
         StaticKeyFalse, //
@@ -52,7 +57,6 @@ use crate::{
         Delta, //
     }, //
 };
-use core::marker::PhantomData;
 
 /// On while there is a provider.
 #[no_mangle]
@@ -465,6 +469,9 @@ impl Drop for Member {
 /// range. A driver that maps its own memory drains its queues before, or it waits for itself. May
 /// sleep, and must not be called with a lock held that a client's recovery needs.
 ///
+/// It belongs into the driver's data, where it is dropped in the order that the driver wants. One
+/// that is forgotten is revoked with the device's resources, after the driver was unbound.
+///
 /// [`Holder`]: super::Holder
 ///
 /// # Examples
@@ -480,14 +487,17 @@ impl Drop for Member {
 /// /// Opens all of BAR 2 to other devices.
 /// fn open(dev: &pci::Device<Bound>) -> Result<Data<'_>> {
 ///     let size = dev.resource_len(2)?;
-///     // SAFETY: It is part of the driver's data, which are dropped when the driver is unbound.
-///     let memory = unsafe { Registration::new(dev, 2, 0, size) }?;
+///     let memory = Registration::new(dev, 2, 0, size)?;
 ///     Ok(Data { memory })
 /// }
 /// ```
+///
+/// # Invariants
+///
+/// `dev` has an action [`Registration::revoke`] with `inner`, and a reference to it.
 pub struct Registration<'a> {
     inner: Arc<Inner>,
-    _dev: PhantomData<&'a pci::Device<Bound>>,
+    dev: &'a pci::Device<Bound>,
 }
 
 impl<'a> Registration<'a> {
@@ -503,15 +513,32 @@ impl<'a> Registration<'a> {
     /// - `EOPNOTSUPP`: the kernel knows that the device's BARs cannot be mapped.
     /// - `EOVERFLOW`: the physical addresses do not fit a `usize`.
     /// - `ENOMEM`.
+    pub fn new(dev: &'a pci::Device<Bound>, bar: u32, start: u64, len: u64) -> Result<Self> {
+        register(dev, bar, start, len, false).and_then(|inner| Self::bind(dev, inner))
+    }
+
+    /// Leaves it to the device to revoke `inner`, if nobody else does.
+    fn bind(dev: &'a pci::Device<Bound>, inner: Arc<Inner>) -> Result<Self> {
+        let device: &Device = dev.as_ref();
+        let data = Arc::into_raw(inner.clone()).cast_mut().cast();
+
+        // SAFETY: `dev` is bound; the action gets the reference that it wants, once: at once where
+        // this fails.
+        to_result(unsafe {
+            bindings::devm_add_action_or_reset(device.as_raw(), Some(Self::revoke), data)
+        })?;
+        // INVARIANT: Just added.
+        Ok(Self { inner, dev })
+    }
+
+    /// Revokes what `inner` is.
     ///
     /// # Safety
     ///
-    /// The returned value is dropped, before `dev` is unbound: it must not be forgotten.
-    pub unsafe fn new(dev: &'a pci::Device<Bound>, bar: u32, start: u64, len: u64) -> Result<Self> {
-        Ok(Self {
-            inner: register(dev, bar, start, len, false)?,
-            _dev: PhantomData,
-        })
+    /// `inner` comes from `Arc::into_raw`, and is not used any more.
+    unsafe extern "C" fn revoke(inner: *mut c_void) {
+        // SAFETY: By the safety requirements.
+        revoke(&unsafe { Arc::from_raw(inner.cast::<Inner>()) });
     }
 
     /// A weak reference.
@@ -522,6 +549,10 @@ impl<'a> Registration<'a> {
 
 impl Drop for Registration<'_> {
     fn drop(&mut self) {
-        revoke(&self.inner);
+        let device: &Device = self.dev.as_ref();
+        let data = Arc::as_ptr(&self.inner).cast_mut().cast();
+
+        // SAFETY: By the type invariants the device, which is bound, has this action.
+        unsafe { bindings::devm_release_action(device.as_raw(), Some(Self::revoke), data) };
     }
 }

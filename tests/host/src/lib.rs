@@ -37,12 +37,15 @@ pub mod narrow {
 #[path = "../../../drivers/rnvme"]
 #[allow(dead_code)]
 mod rnvme {
+    pub(crate) mod cut;
     pub(crate) mod identify;
     pub(crate) mod prp;
 }
 
 #[cfg(test)]
 mod bvec_tests;
+#[cfg(test)]
+mod cut_tests;
 #[cfg(test)]
 mod identify_tests;
 #[cfg(test)]

@@ -208,8 +208,7 @@ pub(crate) fn with_memory(f: impl FnOnce(&pci::Device<Bound>) -> Result) -> Resu
 
 /// Opens a part of BAR 2 to other devices.
 pub(crate) fn open(dev: &pci::Device<Bound>, start: u64, len: u64) -> Result<Registration<'_>> {
-    // SAFETY: No test forgets it, and it borrows the device.
-    unsafe { Registration::new(dev, 2, start, len) }
+    Registration::new(dev, 2, start, len)
 }
 
 /// The size of each range of a [`Bed`], in bytes.

@@ -154,8 +154,7 @@ fn not_a_range(dev: &pci::Device<Bound>) -> Result {
         (BAR, PART, u64::MAX),
         (BAR, 1, u64::MAX),
     ] {
-        // SAFETY: It is not forgotten.
-        let result = unsafe { Registration::new(dev, bar, start, len) };
+        let result = Registration::new(dev, bar, start, len);
         check_eq!(result.err(), Some(EINVAL));
     }
     Ok(())
@@ -168,8 +167,7 @@ fn not_memory(dev: &pci::Device<Bound>) -> Result {
             continue;
         }
         let is_memory = dev.resource(bar)?.flags().contains(Flags::IORESOURCE_MEM);
-        // SAFETY: It is not forgotten.
-        let result = unsafe { Registration::new(dev, bar, 0, len) };
+        let result = Registration::new(dev, bar, 0, len);
         check_eq!(result.err(), (!is_memory).then_some(EINVAL));
     }
     // It has one of each kind.
@@ -531,6 +529,16 @@ mod tests {
     #[test]
     fn windows_keep_to_their_part() -> Result {
         with_memory(windows)
+    }
+
+    #[test]
+    fn a_forgotten_range_ends_with_the_binding() -> Result {
+        with_memory(|dev| {
+            core::mem::forget(open(dev, 0, PART)?);
+            check_eq!(open(dev, 0, PART).err(), Some(EBUSY));
+            Ok(())
+        })?;
+        with_memory(|dev| open(dev, 0, PART).map(drop))
     }
 
     #[test]

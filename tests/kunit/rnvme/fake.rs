@@ -15,6 +15,7 @@ use crate::{
     nvme::Interrupts,
     queue::Queue,
     regs::{
+        Bar,
         Regs,
         DOORBELLS, //
     }, //
@@ -115,7 +116,22 @@ pub(crate) struct Script {
     pub(crate) slow_irq_off: bool,
     /// How many answers it gives yet, on the first I/O queue, to commands that nobody sent.
     pub(crate) unasked: u32,
+    /// Its controller memory buffer, as the registers say it once they tell.
+    pub(crate) cmbsz: u32,
+    pub(crate) cmbloc: u32,
+    /// It does not take the buffer's address.
+    pub(crate) cmb_refused: bool,
+    /// Its persistent memory region, and what becomes of it when it is enabled.
+    pub(crate) pmrcap: u32,
+    pub(crate) pmrsts: u32,
+    /// Where its BAR 2 and 4 are.
+    pub(crate) bars: u64,
+    /// Its memory cannot be opened.
+    pub(crate) not_opened: bool,
 }
+
+/// The length of BAR 2 and 4.
+pub(crate) const MEMORY_LEN: u64 = 16 << 20;
 
 impl Default for Script {
     fn default() -> Self {
@@ -144,6 +160,15 @@ impl Default for Script {
             late_irqs: false,
             slow_irq_off: false,
             unasked: 0,
+            // 4 units of 1 MiB, for data both ways, one unit from the start of BAR 2 on.
+            cmbsz: 4 << 12 | 2 << 8 | 3 << 3,
+            cmbloc: 1 << 12 | 2,
+            cmb_refused: false,
+            // BAR 4, for data both ways and commands.
+            pmrcap: 1 << 24 | 4 << 5 | 3 << 3,
+            pmrsts: 0,
+            bars: 0x12_3450_0000,
+            not_opened: false,
         }
     }
 }
@@ -184,6 +209,9 @@ struct State {
     aqa: u32,
     asq: [u32; 2],
     acq: [u32; 2],
+    cmbmsc: [u32; 2],
+    pmrctl: u32,
+    pmrmsc: [u32; 2],
     doorbells: [u32; QUEUES * 2],
     pairs: [Pair; QUEUES],
     lines: [Line; QUEUES],
@@ -207,8 +235,21 @@ pub(crate) struct Counts {
     pub(crate) aborts: u32,
     /// Flush commands.
     pub(crate) flushes: u32,
+    /// Write commands, and the blocks of all.
+    pub(crate) writes: u32,
+    pub(crate) blocks: u32,
     /// It was cut off from memory.
     pub(crate) isolated: u32,
+    /// Ranges of its memory that were opened to other devices.
+    pub(crate) opened: u32,
+    /// Those of them that were closed again.
+    pub(crate) closed: u32,
+    /// Those that were open when it was told that its power goes, or disabled for good.
+    pub(crate) open_at_shutdown: u32,
+    /// What was opened last: BAR, start and length.
+    pub(crate) range: (u32, u64, u64),
+    /// By which addresses commands mean its memory: buffer and region. 0: by none.
+    pub(crate) addresses: (u64, u64),
     /// The driver did something that a driver must not do.
     pub(crate) wrongs: u32,
 }
@@ -231,6 +272,9 @@ impl Fake {
                     aqa: 0,
                     asq: [0; 2],
                     acq: [0; 2],
+                    cmbmsc: [0; 2],
+                    pmrctl: 0,
+                    pmrmsc: [0; 2],
                     doorbells: [0; QUEUES * 2],
                     pairs: [Pair::default(); QUEUES],
                     lines: [Line::default(); QUEUES],
@@ -264,6 +308,14 @@ impl Fake {
             0x14 => state.cc,
             0x1c => state.csts,
             0x24 => state.aqa,
+            // They tell when they are told to, or if they always did.
+            0x38 if state.tells() => state.script.cmbloc,
+            0x3c if state.tells() => state.script.cmbsz,
+            0x58 => u32::from(state.script.cmb_refused),
+            0xe00 => state.script.pmrcap,
+            0xe08 if state.pmrctl == 1 => state.script.pmrsts,
+            // Not ready.
+            0xe08 => 1 << 8,
             _ => 0,
         }
     }
@@ -281,6 +333,23 @@ impl Fake {
             0x2c => state.asq[1] = value,
             0x30 => state.acq[0] = value,
             0x34 => state.acq[1] = value,
+            0x50 => {
+                state.cmbmsc[0] = value;
+                if value & 2 != 0 {
+                    state.counts.addresses.0 =
+                        u64::from(state.cmbmsc[1]) << 32 | u64::from(value & !0xfff);
+                }
+            }
+            0x54 => state.cmbmsc[1] = value,
+            0xe04 => state.pmrctl = value,
+            0xe14 => {
+                state.pmrmsc[0] = value;
+                if value & 2 != 0 {
+                    state.counts.addresses.1 =
+                        u64::from(state.pmrmsc[1]) << 32 | u64::from(value & !0xfff);
+                }
+            }
+            0xe18 => state.pmrmsc[1] = value,
             _ => {
                 let index = offset.wrapping_sub(DOORBELLS) / 4;
                 if index % 2 != 0 {
@@ -332,6 +401,15 @@ impl Fake {
         if queue.qid() != 0 {
             if opcode == io::FLUSH {
                 self.state.lock().counts.flushes += 1;
+            }
+            if opcode == io::WRITE {
+                let mut state = self.state.lock();
+
+                state.counts.writes += 1;
+                state.counts.blocks += 1 + (raw[6] & 0xffff) as u32;
+                if raw[3] == 0 {
+                    state.counts.wrongs += 1;
+                }
             }
             // There are no data: what is read fails, and is not read again.
             const UNREADABLE: u16 = 1 << 14 | 0x281;
@@ -595,6 +673,11 @@ impl State {
         0
     }
 
+    /// Whether the registers say where the controller memory buffer is.
+    fn tells(&self) -> bool {
+        self.script.cap_hi & 1 << 25 == 0 || self.cmbmsc[0] & 1 != 0
+    }
+
     /// Deletes a queue, and returns the status of the command.
     fn delete_queue(&mut self, opcode: u8, qid: u16) -> u16 {
         const INVALID_QID: u16 = 0x101;
@@ -627,6 +710,7 @@ impl State {
         self.cc = value;
         if value & SHN != 0 {
             self.counts.shutdowns += 1;
+            self.counts.open_at_shutdown += self.counts.opened - self.counts.closed;
             for pair in self.pairs.iter().skip(1) {
                 self.counts.queues_at_shutdown +=
                     u32::from(pair.created) + u32::from(pair.cq_created);
@@ -648,6 +732,11 @@ impl State {
         }
         if !is {
             self.pairs = [Pair::default(); QUEUES];
+            // What a reset makes of them.
+            self.cmbmsc = [0; 2];
+            self.pmrctl = 0;
+            self.pmrmsc = [0; 2];
+            self.counts.addresses = (0, 0);
             self.csts = if self.script.always_ready { RDY } else { 0 };
             if was && self.script.dies_at_reset {
                 self.script.never_ready = true;
@@ -676,6 +765,40 @@ impl Regs for FakeRegs {
 
     fn isolate(&self) {
         self.0.state.lock().counts.isolated += 1;
+    }
+
+    fn bar(&self, bar: u32) -> Option<Bar> {
+        let start = self.0.state.lock().script.bars;
+        let (address, len) = match bar {
+            0 => (0xf000_0000, MEMORY_LEN),
+            2 => (start, MEMORY_LEN),
+            4 => (start + MEMORY_LEN, MEMORY_LEN),
+            _ => return None,
+        };
+
+        Some(Bar { address, len })
+    }
+
+    type Opened = Opened;
+
+    fn open(&self, bar: u32, start: u64, len: u64) -> Result<Opened> {
+        let mut state = self.0.state.lock();
+
+        if state.script.not_opened {
+            return Err(ENOMEM);
+        }
+        state.counts.opened += 1;
+        state.counts.range = (bar, start, len);
+        Ok(Opened(self.0.clone()))
+    }
+}
+
+/// A range of the controller's memory that is open to other devices.
+pub(crate) struct Opened(Arc<Fake>);
+
+impl Drop for Opened {
+    fn drop(&mut self) {
+        self.0.state.lock().counts.closed += 1;
     }
 }
 

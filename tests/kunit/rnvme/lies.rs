@@ -4,6 +4,7 @@
 //! leaks; the kernel lives.
 
 use crate::{
+    api::Way,
     command::Command,
     ctrl::State,
     fake::{
@@ -30,6 +31,12 @@ use kernel::{
     },
     dma::DmaMask,
     faux,
+    physdma::{
+        Part,
+        PhysBvec,
+        Source,
+        Virt, //
+    },
     prelude::*,
     sync::{
         atomic::{
@@ -109,6 +116,22 @@ impl Driver<'_> {
             .ok_or(ENXIO)?
     }
 
+    /// Moves `buf` to or from the first disk, as kernel code does.
+    fn transfer(&self, way: Way, buf: &[u8]) -> Result {
+        let mut pieces = KVec::new();
+        // SAFETY: It is walked, but not mapped.
+        let mut source = unsafe { Virt::new(buf) }?;
+        while let Some(piece) = source.next() {
+            pieces.push(piece, GFP_KERNEL)?;
+        }
+        self.nvme
+            // SAFETY: `buf` is borrowed, and the controller moves no data.
+            .with_disk(1, |disk| unsafe {
+                disk.transfer(way, 0, &[Part::Ram(&pieces)])
+            })
+            .ok_or(ENXIO)?
+    }
+
     /// Has the block layer send a flush to the first disk.
     fn flush(&self) -> Result {
         self.nvme
@@ -171,6 +194,172 @@ mod tests {
         assert_eq!(counts.deletions, 2);
         assert_eq!(counts.queues_at_shutdown, 0);
         assert_eq!(counts.wrongs, 0);
+        Ok(())
+    }
+
+    #[test]
+    fn lists_of_memory() -> Result {
+        let buf = KVec::from_elem(0u8, 160 << 10, GFP_KERNEL)?;
+        let ((), counts) = with(Script::default(), |fake, driver| {
+            let driver = driver?;
+            // A command has 128 KiB at most.
+            driver.transfer(Way::Write, &buf)?;
+            // What the device says.
+            assert_eq!(driver.transfer(Way::Read, &buf).err(), Some(ENODATA));
+            // Not whole blocks; and nothing at all.
+            assert_eq!(driver.transfer(Way::Write, &buf[..100]).err(), Some(EINVAL));
+            let nothing = driver.nvme.with_disk(1, |disk| {
+                // SAFETY: There is no memory.
+                unsafe { disk.transfer(Way::Write, 0, &[]) }
+            });
+            assert_eq!(nothing, Some(Ok(())));
+            // Nobody has registered the first page, so it is not a provider's.
+            let page = [PhysBvec::new(0, 4096).ok_or(EINVAL)?];
+            let unknown = driver.nvme.with_disk(1, |disk| {
+                // SAFETY: None of it is said to be RAM.
+                unsafe { disk.transfer(Way::Write, 0, &[Part::Provider(&page)]) }
+            });
+            assert_eq!(unknown, Some(Err(EFAULT)));
+            assert_eq!(fake.counts().writes, 2);
+            Ok(())
+        })?;
+
+        assert_eq!(counts.blocks, 320);
+        assert_eq!(counts.wrongs, 0);
+        Ok(())
+    }
+
+    #[test]
+    fn lists_of_memory_are_sent_again_after_a_reset() -> Result {
+        let buf = KVec::from_elem(0u8, 4096, GFP_KERNEL)?;
+        let ((), counts) = with(answers(&[Answer::Never]), |_, driver| {
+            driver?.transfer(Way::Write, &buf)
+        })?;
+
+        assert_eq!(counts.enabled, 2);
+        assert_eq!(counts.writes, 2);
+        Ok(())
+    }
+
+    /// The capability bit of a controller memory buffer, and that of a persistent memory region.
+    const CMBS: u32 = 1 << 25;
+    const PMRS: u32 = 1 << 24;
+
+    /// What comes of a controller's memory with this script: the counts of a controller that works.
+    fn memory(cap: u32, change: impl FnOnce(&mut Script)) -> Result<Counts> {
+        let mut script = Script::default();
+
+        script.cap_hi |= cap;
+        change(&mut script);
+        let (counts, end) = with(script, |fake, driver| {
+            let driver = driver?;
+            assert_eq!(driver.own_command()?, Status::OK);
+            Ok(fake.counts())
+        })?;
+        assert_eq!(end.closed, end.opened);
+        assert_eq!(end.open_at_shutdown, 0);
+        assert_eq!(end.wrongs, 0);
+        Ok(counts)
+    }
+
+    #[test]
+    fn memory_buffer() -> Result {
+        let counts = memory(CMBS, |_| ())?;
+        assert_eq!(counts.opened, 1);
+        assert_eq!(counts.range, (2, 1 << 20, 4 << 20));
+        // Commands mean it by its address on the bus.
+        assert_eq!(counts.addresses, (0x12_3460_0000, 0));
+
+        // One of the time before it had to be enabled.
+        let counts = memory(0, |_| ())?;
+        assert_eq!(counts.opened, 1);
+        assert_eq!(counts.addresses, (0, 0));
+
+        // None.
+        let counts = memory(0, |script| script.cmbsz = 0)?;
+        assert_eq!(counts.opened, 0);
+        Ok(())
+    }
+
+    #[test]
+    fn memory_buffer_that_cannot_be() -> Result {
+        const DATA: u32 = 3 << 3;
+        let lies: [fn(&mut Script); 11] = [
+            |s| s.cmbsz = 0,
+            |s| s.cmbsz &= 0xfff,
+            // 16 MiB, one MiB from the start of as many on.
+            |s| s.cmbsz = 16 << 12 | 2 << 8 | DATA,
+            |s| s.cmbsz = 0xf_ffff << 12 | 6 << 8 | DATA,
+            |s| s.cmbloc = 0xf_ffff << 12 | 2,
+            |s| s.cmbsz = 1 << 12 | 7 << 8 | DATA,
+            |s| s.cmbsz &= !(1 << 3),
+            |s| s.cmbsz &= !(1 << 4),
+            |s| s.cmbloc = 1 << 12 | 1,
+            // Where the registers are.
+            |s| s.cmbloc = 0,
+            |s| s.cmb_refused = true,
+        ];
+
+        for lie in lies {
+            let counts = memory(CMBS, lie)?;
+            assert_eq!(counts.opened, 0);
+        }
+        // Its BAR has no page of its own.
+        assert_eq!(memory(CMBS, |script| script.bars += 0x800)?.opened, 0);
+        // Nobody wants it.
+        assert_eq!(memory(CMBS, |script| script.not_opened = true)?.opened, 0);
+        Ok(())
+    }
+
+    #[test]
+    fn persistent_memory_region() -> Result {
+        let region = |change: fn(&mut Script)| {
+            memory(PMRS, |script| {
+                script.cmbsz = 0;
+                change(script);
+            })
+        };
+        let counts = region(|_| ())?;
+        assert_eq!(counts.opened, 1);
+        assert_eq!(counts.range, (4, 0, 16 << 20));
+        assert_eq!(counts.addresses, (0, 0x12_3550_0000));
+
+        let lies: [fn(&mut Script); 7] = [
+            // Never ready; in error; not healthy; its address refused.
+            |s| s.pmrsts = 1 << 8,
+            |s| s.pmrsts = 1,
+            |s| s.pmrsts = 1 << 9,
+            |s| s.pmrsts = 1 << 12,
+            // No such BAR; data one way only; not for commands.
+            |s| s.pmrcap = 1 << 24 | 3 << 5 | 3 << 3,
+            |s| s.pmrcap &= !(1 << 4),
+            |s| s.pmrcap &= !(1 << 24),
+        ];
+        for lie in lies {
+            assert_eq!(region(lie)?.opened, 0);
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn memory_is_enabled_again_after_a_reset() -> Result {
+        let mut script = answers(&[Answer::Never]);
+
+        script.cap_hi |= CMBS | PMRS;
+        let ((), counts) = with(script, |fake, driver| {
+            let driver = driver?;
+            let before = fake.counts().addresses;
+            assert_eq!(before, (0x12_3460_0000, 0x12_3550_0000));
+            driver.flush()?;
+            let after = fake.counts();
+            assert_eq!(after.enabled, 2);
+            assert_eq!(after.addresses, before);
+            // It was open all the time.
+            assert_eq!((after.opened, after.closed), (2, 0));
+            Ok(())
+        })?;
+        assert_eq!(counts.closed, 2);
+        assert_eq!(counts.open_at_shutdown, 0);
         Ok(())
     }
 
