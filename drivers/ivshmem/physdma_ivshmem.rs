@@ -72,8 +72,7 @@ impl pci::Driver for IvshmemDriver {
         dev.enable_device_mem()?;
 
         let size = dev.resource_len(BAR)?;
-        // SAFETY: The driver's data have it, which are dropped when the driver is unbound.
-        let memory = unsafe { Registration::new(dev, BAR, 0, size) }?;
+        let memory = Registration::new(dev, BAR, 0, size)?;
         let provider = memory.provider();
         dev_info!(
             dev,

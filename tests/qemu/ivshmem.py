@@ -166,7 +166,7 @@ while time.monotonic() < end:
     rounds += 1
 assert [os.waitpid(child, 0)[1] for child in children] == [0, 0, 0]
 print(rounds, "rounds")
-assert rounds > 20
+assert rounds >= 5
 """
 
 
