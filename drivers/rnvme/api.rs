@@ -142,8 +142,7 @@ impl<'a, R: Regs + 'a> Disk<'a, R> {
         while !list.left().is_empty() {
             let bytes = cut::next(
                 list.left().iter().map(|&(piece, kind)| Piece {
-                    // CAST: Nowhere has it more bits.
-                    at: piece.phys() as u64,
+                    at: piece.phys(),
                     len: piece.len(),
                     kind,
                 }),

@@ -33,8 +33,8 @@
 mod access;
 mod backend;
 mod bvec;
-mod counter;
 mod c_api;
+mod counter;
 mod iova;
 mod map;
 #[cfg(CONFIG_MMU)]

@@ -902,12 +902,10 @@ impl<S: Source, B: Backend> Segments<'_, '_, S, B> {
             }
             let space = match &mut space {
                 Some(space) => space,
-                None => {
-                    match IovaSpace::try_alloc(backend, piece.phys(), bytes, self.dir) {
-                        Some(new) => space.insert(new),
-                        None => return Ok(()),
-                    }
-                }
+                None => match IovaSpace::try_alloc(backend, piece.phys(), bytes, self.dir) {
+                    Some(new) => space.insert(new),
+                    None => return Ok(()),
+                },
             };
             // SAFETY: As in `map_single`.
             unsafe { space.link(piece, run.memory()) }?;

@@ -134,10 +134,8 @@ mod tests {
                 unsafe { space.link(piece(0x1000 + 0x2000 * u64::from(i), 0x1000)?, Memory::Ram) }?;
             }
             // SAFETY: As above.
-            assert_eq!(
-                unsafe { space.link(piece(0x9000, 0x1000)?, Memory::Ram) },
-                Err(FAULT)
-            );
+            let failed = unsafe { space.link(piece(0x9000, 0x1000)?, Memory::Ram) };
+            assert_eq!(failed, Err(FAULT));
             drop(space);
             let linked = good as usize * 0x1000;
             assert_eq!(recorder.count(|call| *call == Call::Destroy { linked }), 1);

@@ -250,6 +250,8 @@ pub(crate) struct Counts {
     pub(crate) range: (u32, u64, u64),
     /// By which addresses commands mean its memory: buffer and region. 0: by none.
     pub(crate) addresses: (u64, u64),
+    /// Commands that were sent to it when it had been pulled out.
+    pub(crate) unheard: u32,
     /// The driver did something that a driver must not do.
     pub(crate) wrongs: u32,
 }
@@ -324,6 +326,9 @@ impl Fake {
         let mut state = self.state.lock();
 
         if state.script.gone {
+            // Submission queues have the even ones.
+            let doorbell = offset.checked_sub(DOORBELLS).map(|at| at / 4);
+            state.counts.unheard += u32::from(doorbell.is_some_and(|index| index % 2 == 0));
             return;
         }
         match offset {
