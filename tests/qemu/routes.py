@@ -33,7 +33,8 @@ MODES = list(MACHINES)
 
 
 def machine(mode):
-    made = Machine(**MACHINES[mode][0])
+    # RAM has to fit 28 bits too, where nothing translates.
+    made = Machine(memory="256M", **MACHINES[mode][0])
     made.devices = [Ivshmem(), Ivshmem(), Edu(port=True)]
     return made
 
