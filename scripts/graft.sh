@@ -15,12 +15,21 @@ lock "$BUILD/lock"
 
 ORIGIN=$LINUX/.physdma-origin	# which tree it is a copy of
 
+# version_of TREE: the version of the kernel that it is
+version_of() {
+	local version
+	version=$(sed -n '2,4s/.*= *//p' "$1/Makefile" 2> /dev/null | paste -sd . || :)
+	case $version in
+	[0-9]*.[0-9]*.[0-9]*) echo "$version" ;;
+	*) die "$1 is not a kernel tree" 'name one with KDIR=' ;;
+	esac
+}
+
 copy_tree() {
 	local from=$1 tmp=$LINUX.tmp version
-	version=$(sed -n '2,4s/.*= *//p' "$from/Makefile" 2> /dev/null | paste -sd .)
+	version=$(version_of "$from")
 	case $version in
 	7.3.*) ;;
-	'') die "$from is not a kernel tree" 'name one with KDIR=' ;;
 	*) say "warning: $from is Linux $version; the patches are made for 7.3" ;;
 	esac
 	say "copying Linux $version to build/linux, 1.8 GB"
@@ -48,6 +57,11 @@ link() {
 }
 
 if [ -e "$LINUX" ] && [ -n "${KDIR:-}" ] && [ "$(realpath "$KDIR")" != "$(cat "$ORIGIN")" ]; then
+	version_of "$KDIR" > /dev/null
+	for patch in $(applied); do
+		agrees "$APPLIED" "$patch" || die "build/linux has edits of files of $patch that are in no patch" \
+			"put them in: make patch-refresh PATCH=$patch" 'or remove build/linux yourself'
+	done
 	say "build/linux is a copy of $(cat "$ORIGIN"): replacing it"
 	rm -rf "$LINUX"
 fi

@@ -46,6 +46,9 @@ class Results:
         self._report.write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
         count = {result: sum(row["result"] == result for row in rows)
                  for result in ("passed", "failed", "skipped")}
+        if not rows and self._only:
+            print(f"ONLY={' '.join(self._only)} names no test; there are host, doctest/kernel, "
+                  "kunit/MODULE and qemu/SCENARIO/MODE, for example qemu/ext4/strict")
         for row in rows:
             if row["result"] == "failed":
                 reason = self._reasons.get((row["suite"], row["case"]), "")
