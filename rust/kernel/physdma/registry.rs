@@ -496,7 +496,8 @@ impl Drop for Member {
 ///
 /// `dev` has an action [`Registration::revoke`] with `inner`, and a reference to it.
 pub struct Registration<'a> {
-    inner: Arc<Inner>,
+    /// The reference is the action's, so that nothing is lost with a registration that is.
+    inner: &'a Inner,
     dev: &'a pci::Device<Bound>,
 }
 
@@ -520,15 +521,24 @@ impl<'a> Registration<'a> {
     /// Leaves it to the device to revoke `inner`, if nobody else does.
     fn bind(dev: &'a pci::Device<Bound>, inner: Arc<Inner>) -> Result<Self> {
         let device: &Device = dev.as_ref();
-        let data = Arc::into_raw(inner.clone()).cast_mut().cast();
+        let inner = Arc::into_raw(inner);
 
         // SAFETY: `dev` is bound; the action gets the reference that it wants, once: at once where
         // this fails.
         to_result(unsafe {
-            bindings::devm_add_action_or_reset(device.as_raw(), Some(Self::revoke), data)
+            bindings::devm_add_action_or_reset(
+                device.as_raw(),
+                Some(Self::revoke),
+                inner.cast_mut().cast(),
+            )
         })?;
-        // INVARIANT: Just added.
-        Ok(Self { inner, dev })
+        Ok(Self {
+            // SAFETY: The action has the reference for as long as the device is bound, which is
+            // `'a`, or until `drop` releases it.
+            inner: unsafe { &*inner },
+            // INVARIANT: Just added.
+            dev,
+        })
     }
 
     /// Revokes what `inner` is.
@@ -543,14 +553,15 @@ impl<'a> Registration<'a> {
 
     /// A weak reference.
     pub fn provider(&self) -> Provider {
-        Provider(self.inner.clone())
+        // SAFETY: By the type invariants it is in an `Arc`, of which the action has a reference.
+        Provider(unsafe { ArcBorrow::from_raw(self.inner) }.into())
     }
 }
 
 impl Drop for Registration<'_> {
     fn drop(&mut self) {
         let device: &Device = self.dev.as_ref();
-        let data = Arc::as_ptr(&self.inner).cast_mut().cast();
+        let data = core::ptr::from_ref(self.inner).cast_mut().cast();
 
         // SAFETY: By the type invariants the device, which is bound, has this action.
         unsafe { bindings::devm_release_action(device.as_raw(), Some(Self::revoke), data) };
