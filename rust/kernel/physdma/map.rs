@@ -196,8 +196,8 @@ impl<'a, B: Backend> Client<'a, B> {
             merge_boundary: backend.merge_boundary(),
             max_bytes,
             // A request uses one buffer at most. With one in reserve there is always a request
-            // that can go on, and its buffer comes back when it completes.
-            // A segment leaves two notes at most: itself, and whose memory it is.
+            // that can go on, and its buffer comes back when it completes. A segment usually
+            // leaves two notes at most: itself, and whose memory it is.
             spill: Mempool::new(1, 2 * u32::from(limits.max_segments))?,
             coherent: backend.coherent(),
             member: Member::new(backend.topology()?)?,
@@ -316,7 +316,7 @@ pub struct Mapping<'c, B: Backend = Dma<'c>> {
 enum State<B: Backend> {
     /// Nothing to undo.
     Idle,
-    /// The device has bus addresses: nothing to undo but what `notes` keep.
+    /// The device has bus addresses: nothing to undo, but a provider's memory is kept.
     Noted,
     /// One piece, mapped by itself.
     Single {

@@ -302,7 +302,8 @@ impl Inner {
 
 /// A range of a PCI device's memory: a weak reference.
 ///
-/// Keeps the object, not the hardware: see the [module's documentation](self).
+/// Keeps the object, not the hardware: see the [module's documentation](self). Dropping the last one
+/// may sleep.
 #[derive(Clone)]
 pub struct Provider(pub(super) Arc<Inner>);
 

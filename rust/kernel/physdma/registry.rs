@@ -204,7 +204,7 @@ pub(super) fn owner_of(piece: PhysBvec) -> (Option<Provider>, u32) {
 
 /// The provider to which all of `piece` belongs; [`None`] if it is no provider's memory.
 ///
-/// May be called in any context.
+/// May be called in any context; what it returns is dropped where it is allowed to sleep.
 ///
 /// # Errors
 ///
