@@ -9,6 +9,7 @@
 #   RUSTC=   rustc of 1.85 or later, built on the same LLVM
 #   BINDGEN= bindgen of 0.71.1 or later
 #   QEMU=    qemu-system-x86_64 of 9 or later
+#   DRIVER=  nvme: `make run` with the C driver, to compare
 
 NAMED := KDIR LLVM RUSTC BINDGEN QEMU ONLY DRIVER
 $(foreach name,$(NAMED),$(if $($(name)),$(eval export $(name))))
@@ -22,7 +23,8 @@ help:
 run: kernel ## boots a machine and shows verified I/O on an ext4 on rnvme
 	@PYTHONPATH=scripts python3 -B -m harness run
 
-test: kernel ## all tests; ONLY=kunit/... runs a part; report in build/reports/test.json
+# What runs on the host needs no kernel.
+test: $(if $(or $(if $(ONLY),,all),$(filter-out host%,$(ONLY))),kernel,packages) ## all tests; ONLY=kunit/... runs a part; report in build/reports/test.json
 	@PYTHONPATH=scripts python3 -B -m harness test
 
 test-debug: kernel-debug ## all tests on a kernel with KASAN, UBSAN, lockdep and the like
@@ -41,7 +43,10 @@ bench-quick: kernel ## instructions of a map and unmap, beside those of the C st
 lint: packages-lint kernel ## rustfmt, clippy, checkpatch, shellcheck
 	@scripts/lint.sh
 
-shell: kernel ## a shell in a machine with two SSDs behind a strict IOMMU
+module: kernel ## M=...: a module of yours, in the directory M, against build/kernel
+	@scripts/module.sh '$(M)'
+
+shell: kernel ## a shell in a machine with two SSDs, edu and ivshmem behind a strict IOMMU
 	@PYTHONPATH=scripts python3 -B -m harness shell
 
 kernel: linux ## configures and builds the kernel, and nothing else
@@ -74,5 +79,5 @@ patch-refresh: ## [PATCH=...]: takes edits in build/linux into the patch
 clean: ## removes build/; the cache with the kernel's source stays
 	rm -rf build
 
-.PHONY: help run test test-debug soak fuzz bench-quick lint shell kernel kernel-debug linux
+.PHONY: help run test test-debug soak fuzz bench-quick lint module shell kernel kernel-debug linux
 .PHONY: packages packages-lint packages-fuzz patch-new patch-add patch-refresh clean

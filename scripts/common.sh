@@ -41,7 +41,8 @@ lock() {
 }
 
 # logged LOG WHAT COMMAND...: runs the command with its output in LOG, and
-# says every ten seconds how far it is. On failure shows what went wrong.
+# says every ten seconds how far it is: of about EXPECT lines, where that is
+# known. On failure shows what went wrong.
 logged() {
 	local log=$1 what=$2 start=$SECONDS ticker rc=0
 	shift 2
@@ -49,8 +50,8 @@ logged() {
 	: > "$log"
 	(
 		while sleep 10; do
-			say "$what: $((SECONDS - start)) s, $(wc -l < "$log") lines," \
-				"now: $(tail -n 1 "$log" | cut -c 1-60)"
+			say "$what: $((SECONDS - start)) s, $(wc -l < "$log")${EXPECT:+ of about $EXPECT}" \
+				"lines, now: $(tail -n 1 "$log" | cut -c 1-60)"
 		done
 	) 9>&- &
 	ticker=$!
@@ -67,9 +68,10 @@ logged() {
 		"mend what it names and run the same command again"
 }
 
-# The toolchain, each part of which can be named on make's command line. A
-# rustup toolchain may stand first in PATH and lack the source of core, so
+# The toolchain, each part of which can be named on make's command line. What
+# was named is not replaced by anything else. A rustup toolchain may stand first in PATH and lack the source of core, so
 # Debian's own is meant where there is one.
+NAMED_TOOLS=(${RUSTC:+RUSTC} ${BINDGEN:+BINDGEN} ${QEMU:+QEMU})
 LLVM=${LLVM:--22}
 if [ -z "${RUSTC:-}" ]; then
 	if [ -e /etc/debian_version ]; then RUSTC=/usr/bin/rustc; else RUSTC=rustc; fi

@@ -14,6 +14,7 @@ lock "$BUILD/lock"
 
 NAME=$1
 OUT=$BUILD/$NAME
+LINES_OF_BUILD=2500	# that a whole build writes
 FRAGMENTS=("$ROOT/scripts/kernel.config")
 [ "$NAME" = kernel ] || FRAGMENTS+=("$ROOT/scripts/debug.config")
 
@@ -72,11 +73,15 @@ configure() {
 
 configure
 [ "${2:-}" = config ] && exit
+LOG=$REPORTS/$NAME-build.log
 if [ -e "$OUT/vmlinux" ]; then
 	say "building what changed in build/$NAME"
+elif [ -e "$OUT/init/main.o" ]; then
+	say "going on with build/$NAME; its output is in ${LOG#"$ROOT/"}"
 else
-	say "building build/$NAME: 10 to 20 minutes on two CPUs the first time"
+	say "building build/$NAME: 10 to 20 minutes on two CPUs; its output is in ${LOG#"$ROOT/"}"
+	EXPECT=$LINES_OF_BUILD
 fi
 start=$SECONDS
-logged "$REPORTS/$NAME-build.log" "building build/$NAME" kmake "$OUT" -j"$JOBS" bzImage modules
+logged "$LOG" "building build/$NAME" kmake "$OUT" -j"$JOBS" bzImage modules
 say "build/$NAME is ready ($((SECONDS - start)) s)"

@@ -119,6 +119,14 @@ install_packages() {
 }
 
 lock "$CACHE/lock"
+for name in "${NAMED_TOOLS[@]}"; do
+	has "${!name}" || die "$name=${!name}: there is no such program" \
+		"name another, or leave $name= out for the one of Debian 12"
+done
+case $LLVM in
+*/) has "$(llvm_tool clang)" || die "LLVM=$LLVM: there is no clang in it" \
+	'name a directory with LLVM'"'"'s programs, a version as in LLVM=-22, or LLVM=1' ;;
+esac
 look "$@"
 if [ ${#missing[@]} -gt 0 ]; then
 	say 'these are missing (Debian package, what for):'

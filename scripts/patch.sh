@@ -55,6 +55,9 @@ new)
 	;;
 add)
 	[ -n "${2:-}" ] || die 'which file?' 'make patch-add FILE=rust/kernel/lib.rs'
+	[ -d "$LINUX/$(dirname "$2")" ] ||
+		die "the kernel has no directory $(dirname "$2")" 'FILE is a path in the kernel tree'
+	[ -e "$LINUX/$2" ] || say "the kernel has no $2 yet: the patch will add it"
 	name=${3:-$(before_hook)}
 	take_out_to "$name"
 	q "$SERIES" add "$2"

@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from . import BUILD, REPORTS, ROOT, host, kunit, scenario
 from .initramfs import initramfs
 from .results import Results
-from .topology import IOMMU_MODES, Machine, Ssd
+from .topology import IOMMU_MODES, Edu, Ivshmem, Machine, Ssd
 from .vm import boot_command
 
 
@@ -56,10 +56,13 @@ def run() -> int:
     print(f"An ext4 on an emulated NVMe SSD, driven by {driver} behind an Intel IOMMU in strict mode;\n"
           "fio writes and verifies requests of 4 KiB to 1 MiB; then the host reads the disk's image.")
     demonstration.whole(module)
+    if demonstration.failed:
+        return results.finish()
     print()
-    for name, value in demonstration.table:
-        print(f"    {name:24} {value:>16}")
-    print(f"\nthe machine's log: {demonstration.vm.console.relative_to(ROOT)}")
+    for name, value, meaning in demonstration.table:
+        print(f"    {name:24} {value:>16}   {meaning}")
+    print(f"\n{demonstration.conclusion}\n"
+          f"The machine's log: {demonstration.vm.console.relative_to(ROOT)}")
     return results.finish()
 
 
@@ -67,7 +70,8 @@ def shell(mode: str) -> int:
     """A machine whose console is this terminal."""
     files = REPORTS / "shell"
     files.mkdir(parents=True, exist_ok=True)
-    machine = Machine(iommu=mode, devices=[Ssd(), Ssd(block_size=4096, cmb_mb=16)],
+    machine = Machine(iommu=mode, devices=[Ssd(), Ssd(block_size=4096, cmb_mb=16), Edu(dma_bits=32),
+                                           Ivshmem(size_mb=16)],
                       host_files=True, append=["kunit.autorun=0"])
     return subprocess.run([*boot_command(machine, BUILD / "kernel", files, ["physdma.shell"]),
                            "-serial", "mon:stdio"], check=False).returncode

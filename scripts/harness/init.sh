@@ -35,7 +35,17 @@ if grep -q physdma.host_files /proc/cmdline; then
 fi
 
 if grep -q physdma.shell /proc/cmdline; then
-	echo 'The modules are in /modules. exit or Ctrl-A x ends the machine.'
+	cat <<- 'END'
+
+		The modules are in /modules and need each other in no way but nvme, which
+		needs nvme-core. For example:
+
+		    insmod /modules/rnvme.ko && lsblk
+		    insmod /modules/physdma.ko && ls /sys/kernel/debug/physdma
+
+		exit or Ctrl-A x ends the machine.
+
+	END
 	setsid cttyhack $enter sh
 	poweroff -f
 fi

@@ -46,7 +46,9 @@ class Run:
         self.machine.append.append("kunit.autorun=0")
         self.vm = Vm(self.machine, f"{kernel.name}/{suite.removeprefix('qemu/')}", kernel,
                      limit=getattr(scenario, "LIMIT", 240))
-        self.table: list[tuple[str, str]] = []  # rows that `make run` shows
+        # What `make run` shows: rows of name, value and meaning, and a sentence.
+        self.table: list[tuple[str, str, str]] = []
+        self.conclusion = ""
         self.failed = False
         self._results = results
         self._cases = 0
