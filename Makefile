@@ -43,6 +43,9 @@ bench-quick: kernel ## instructions of a map and unmap, beside those of the C st
 lint: packages-lint kernel ## rustfmt, clippy, checkpatch, shellcheck
 	@scripts/lint.sh
 
+doc: linux ## the reference of the kernel crate, as web pages
+	@scripts/kernel.sh kernel doc
+
 module: kernel ## M=...: a module of yours, in the directory M, against build/kernel
 	@scripts/module.sh '$(M)'
 
@@ -79,5 +82,5 @@ patch-refresh: ## [PATCH=...]: takes edits in build/linux into the patch
 clean: ## removes build/; the cache with the kernel's source stays
 	rm -rf build
 
-.PHONY: help run test test-debug soak fuzz bench-quick lint module shell kernel kernel-debug linux
+.PHONY: help run test test-debug soak fuzz bench-quick lint doc module shell kernel kernel-debug linux
 .PHONY: packages packages-lint packages-fuzz patch-new patch-add patch-refresh clean

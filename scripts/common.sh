@@ -40,6 +40,11 @@ lock() {
 	flock -n 9 || { say "waiting for another run that holds $1"; flock 9; }
 }
 
+case $ROOT$CACHE in
+*[[:space:]:]*) die "$ROOT or $CACHE has a space or a colon in its name" \
+	"which the kernel's build does not take: move this directory, or name a cache by XDG_CACHE_HOME" ;;
+esac
+
 # logged LOG WHAT COMMAND...: runs the command with its output in LOG, and
 # says every ten seconds how far it is: of about EXPECT lines, where that is
 # known. On failure shows what went wrong.

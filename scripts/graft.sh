@@ -44,6 +44,18 @@ copy_tree() {
 	mv "$tmp" "$LINUX"
 }
 
+# Files of build/linux that differ from the tree that it is a copy of, and that
+# no patch changes.
+edited_outside_patches() {
+	local file from
+	from=$(cat "$ORIGIN")
+	while read -r file; do
+		compgen -G "$LINUX/.pc/*/$file" > /dev/null ||
+			cmp -s "$from/$file" "$LINUX/$file" || echo "$file"
+	done < <(cd "$LINUX" && find . -newer "$ORIGIN" -type f \
+		! -path './.pc/*' ! -name '*.pyc' -printf '%P\n')
+}
+
 # link PATH [AS]: PATH of this project appears as AS in the kernel tree
 link() {
 	local to=$LINUX/${2:-$1}
@@ -56,17 +68,22 @@ link() {
 	fi
 }
 
+if [ -e "$LINUX" ] && ! [ -e "$ORIGIN" ]; then
+	die 'build/linux was not made by this script' 'remove or rename it'
+fi
 if [ -e "$LINUX" ] && [ -n "${KDIR:-}" ] && [ "$(realpath "$KDIR")" != "$(cat "$ORIGIN")" ]; then
 	version_of "$KDIR" > /dev/null
 	for patch in $(applied); do
 		agrees "$APPLIED" "$patch" || die "build/linux has edits of files of $patch that are in no patch" \
 			"put them in: make patch-refresh PATCH=$patch" 'or remove build/linux yourself'
 	done
+	edited=$(edited_outside_patches)
+	[ -z "$edited" ] || die 'build/linux has edits that are in no patch:' "$edited" \
+		'put them in with make patch-add and patch-refresh, or remove build/linux yourself'
 	say "build/linux is a copy of $(cat "$ORIGIN"): replacing it"
 	rm -rf "$LINUX"
 fi
 if ! [ -e "$ORIGIN" ]; then
-	[ ! -e "$LINUX" ] || die 'build/linux was not made by this script' 'remove or rename it'
 	if [ -n "${KDIR:-}" ]; then
 		from=$KDIR
 	else

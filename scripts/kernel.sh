@@ -6,6 +6,7 @@
 # Usage: kernel.sh kernel         into build/kernel
 #        kernel.sh kernel-debug   into build/kernel-debug, with scripts/debug.config
 #        ... config               configures only
+#        ... doc                  then makes the reference of the kernel crate
 set -euo pipefail
 . "$(dirname "$0")/common.sh"
 
@@ -85,3 +86,9 @@ fi
 start=$SECONDS
 logged "$LOG" "building build/$NAME" kmake "$OUT" -j"$JOBS" bzImage modules
 say "build/$NAME is ready ($((SECONDS - start)) s)"
+
+if [ "${2:-}" = doc ]; then
+	logged "$REPORTS/$NAME-doc.log" 'making the reference' kmake "$OUT" rustdoc
+	say "the reference begins at $(find "$LINUX/Documentation/output" "$OUT/Documentation/output" \
+		-path '*/kernel/physdma/index.html' 2> /dev/null | head -n 1)"
+fi

@@ -63,6 +63,8 @@ clippy() {
 	sed -n "1s/^savedcmd_[^ ]* := *//p" "$command" | cut -d ';' -f 1 |
 		sed -E "s| $RUSTC | $(beside_rustc clippy-driver) -Dwarnings |; s/--(emit=|out-dir )[^ ]*//g; s/\\\$\\\$/\$/g" \
 			> "$DONE/command"
+	grep -q clippy-driver "$DONE/command" ||
+		{ echo "${command#"$OUT/"} does not say that RUSTC=$RUSTC built it"; return 1; }
 	(cd "$OUT" && RUSTC_BOOTSTRAP=1 CLIPPY_CONF_DIR=$LINUX \
 		sh -c "$(cat "$DONE/command") --emit=metadata --out-dir=$DONE")
 }
@@ -90,10 +92,12 @@ clean licences "${all[@]}" -- licences "${all[@]}"
 
 clean 'clippy kernel' "${kernel_rust[@]}" "${rust[@]}" "$OUT/rust/.kernel.o.cmd" -- \
 	clippy "$OUT/rust/.kernel.o.cmd"
-while read -r command; do
+mapfile -t commands < <(grep -l 'RUST_MODFILE' "$OUT"/physdma/*/*/.*.o.cmd 2> /dev/null)
+[ ${#commands[@]} -gt 0 ] || die 'build/kernel has no module in Rust to lint' 'run: make kernel'
+for command in "${commands[@]}"; do
 	clean "clippy $(basename "$command" .o.cmd)" "${kernel_rust[@]}" "${rust[@]}" "$command" -- \
 		clippy "$command"
-done < <(grep -l 'RUST_MODFILE' "$OUT"/physdma/*/*/.*.o.cmd 2> /dev/null)
+done
 
 [ $bad -eq 0 ] || die 'lint has complaints' 'mend what is named above and run make lint again'
 say "lint is clean"

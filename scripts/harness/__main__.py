@@ -14,30 +14,32 @@ import traceback
 from concurrent.futures import ThreadPoolExecutor
 
 from . import BUILD, REPORTS, ROOT, host, kunit, scenario
-from .initramfs import initramfs
 from .results import Results
 from .topology import IOMMU_MODES, Edu, Ivshmem, Machine, Ssd
 from .vm import boot_command
 
 
 def test(kernel_name: str) -> int:
-    """Everything that ONLY asks for, two machines at a time."""
+    """Everything that ONLY asks for, several machines at a time."""
     kernel = BUILD / kernel_name
     report = "test.json" if kernel_name == "kernel" else "test-debug.json"
     results = Results(REPORTS / report, os.environ.get("ONLY", ""))
-    initramfs(kernel)
     jobs = []
-    suites = [name for name in kunit.suites(kernel) if results.wanted(f"kunit/{name}")]
-    if suites:
-        jobs.append(("kunit", lambda: kunit.run_suites(results, kernel, suites)))
-    elif not kunit.suites(kernel):
-        results.add("kunit", "suites", "failed", 0, "no *_kunit.ko was built")
+    if results.wanted("kunit"):
+        there = kunit.suites(kernel)
+        suites = [name for name in there if results.wanted(f"kunit/{name}")]
+        if suites:
+            jobs.append(("kunit/machine", lambda: kunit.run_suites(results, kernel, suites)))
+        elif not there:
+            results.add("kunit/machine", "suites", "failed", 0, "no *_kunit.ko was built")
     if results.wanted("doctest/kernel"):
-        jobs.append(("doctest", lambda: kunit.run_doctests(results, kernel)))
+        jobs.append(("doctest/kernel", lambda: kunit.run_doctests(results, kernel)))
     if results.wanted("host"):
-        jobs.append(("host", lambda: host.run(results)))
+        jobs.append(("host/runner", lambda: host.run(results)))
     jobs += scenario.runs(results, kernel)
-    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+    # A machine has two processors, and takes two GiB at most.
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") >> 31
+    with ThreadPoolExecutor(max_workers=max(1, min(os.cpu_count(), memory))) as pool:
         for suite, job in [(suite, pool.submit(job)) for suite, job in jobs]:
             try:
                 job.result()

@@ -30,4 +30,4 @@ def run(results: Results) -> None:
         said = re.search(rf"^---- {re.escape(case)} stdout ----\n(.*?)\n\n", done.stdout, re.M | re.S)
         results.add(suite, name, words[word], seconds / len(cases), said[1] if said else "")
     if not cases or (done.returncode and not any(word == "FAILED" for _, word in cases)):
-        results.add("host", "cargo test", "failed", seconds, done.stdout)
+        results.add("host/runner", "cargo test", "failed", seconds, done.stdout)

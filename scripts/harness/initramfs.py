@@ -3,6 +3,7 @@
 
 import shutil
 import subprocess
+import threading
 from pathlib import Path
 
 from . import BUILD
@@ -22,8 +23,18 @@ def modules(kernel: Path) -> list[Path]:
     return [(kernel / name).with_suffix(".ko") for name in names]
 
 
+# Machines are started by several threads.
+LOCK = threading.Lock()
+
+
 def initramfs(kernel: Path) -> Path:
     """Makes the archive for this kernel, unless it is up to date."""
+    with LOCK:
+        return make(kernel)
+
+
+def make(kernel: Path) -> Path:
+    """The same, for one at a time."""
     archive = BUILD / f"initramfs-{kernel.name}.cpio"
     contents = {
         "init": Path(__file__).with_name("init.sh"),

@@ -29,7 +29,7 @@ REPORTS = re.compile("|".join([
     r"sleeping function called from invalid context",
     r"scheduling while atomic",
     r"(?:irq|nobody cared).*\bnobody cared",
-    r"^\S* *rust_kernel: panicked",
+    r"\brust_kernel: panicked",
 ]))
 
 

@@ -18,6 +18,8 @@ class Results:
         self._rows: list[dict] = []
         self._reasons: dict[tuple[str, str], str] = {}
         self._lock = threading.Lock()
+        # So that the report of a run that is interrupted is not the one before.
+        report.unlink(missing_ok=True)
 
     def wanted(self, unit: str) -> bool:
         """Whether ONLY asks for this part: it names it, something it is part

@@ -124,7 +124,7 @@ class Run:
             self.vm.remove_images()
 
     def _end(self) -> None:
-        leaks = []
+        leaks = self.vm.leaked
         if self.vm.alive():
             try:
                 leaks = self.vm.leaks()

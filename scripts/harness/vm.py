@@ -10,6 +10,7 @@ becomes of this process. The console is in build/reports/NAME/console.log.
 """
 
 import base64
+import itertools
 import json
 import re
 import shlex
@@ -18,6 +19,7 @@ import signal
 import socket
 import subprocess
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -26,8 +28,9 @@ from .initramfs import initramfs, modules
 from .topology import Machine
 
 
-# How often a machine is started before that counts as a failure.
-STARTS = 3
+# How often machines are started again, in a whole run of the tests, before one
+# that does not start counts as a failure: QEMU is that bad, and no worse.
+RESTARTS = threading.Semaphore(2)
 
 
 class VmError(Exception):
@@ -63,6 +66,7 @@ class Vm:
         self.console = self.files / "console.log"
         self.trace = self.files / "trace.log"
         self.expected: list[str] = []   # patterns of reports that are meant to be there
+        self.leaked: list[str] = []     # what kmemleak had found when it was powered off
         self._hung = False
         self._process = None
         self._agent = None
@@ -71,12 +75,12 @@ class Vm:
     def __enter__(self):
         shutil.rmtree(self.files, ignore_errors=True)
         self.files.mkdir(parents=True)
-        for attempt in range(1, STARTS + 1):
+        for attempt in itertools.count(1):
             try:
                 self._start()
                 return self
             except VmError as error:
-                if attempt == STARTS or not self._emulator_failed():
+                if not self._emulator_failed() or not RESTARTS.acquire(blocking=False):
                     raise
                 print(f"note    {self.files.relative_to(REPORTS)}: started again, as the emulator "
                       f"failed: {error}", flush=True)
@@ -221,6 +225,7 @@ class Vm:
 
     def power_off(self) -> None:
         """Ends the machine in good order: the disks' images are complete."""
+        self.leaked = self.leaks()
         self.sh("sync")
         self.qmp("quit")
         self._process.wait(timeout=30)
