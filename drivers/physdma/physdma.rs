@@ -2,11 +2,11 @@
 
 //! What an operator sees of kernel::physdma, in debugfs:
 //!
-//! - `providers`: whose memory is open to other devices, who wants to know when it goes, and how
-//!   many mappings it has;
+//! - `providers`: whose memory is open to other devices, how many requests and mappings for the CPU
+//!   have it now, so that it cannot be revoked, and who wants to know when it goes;
 //! - `routes`: for each of them and each client, how the one reaches the other, or why it does not,
-//!   before anybody tries; and how many requests did;
-//! - `errors`: what was refused without a provider.
+//!   before anybody tries; how many requests did, and how many were refused;
+//! - `errors`: how many requests could not be mapped, by errno.
 //!
 //! Reading costs; what is read costs nothing.
 
@@ -58,13 +58,17 @@ fn for_each(
 }
 
 fn show_providers(f: &mut fmt::Formatter<'_>) -> fmt::Result {
-    f.write_fmt(fmt!(
-        "device       bar first              last               pages state    cpu-maps holders\n"
-    ))?;
+    f.write_str(
+        "device       bar first              last               pages state    in-flight cpu-maps \
+         holders\n",
+    )?;
     for_each(f, |f, provider| {
         let range = provider.range();
+        let cpu = provider.cpu_traffic().in_flight;
+        let mut in_flight = cpu;
+        provider.for_each_client(|traffic| in_flight += traffic.in_flight);
         f.write_fmt(fmt!(
-            "{} {:3} {:#018x} {:#018x} {:5} {:8} {:8}",
+            "{} {:3} {:#018x} {:#018x} {:5} {:8} {:9} {:8}",
             range.device().address(),
             range.bar(),
             range.first(),
@@ -75,13 +79,15 @@ fn show_providers(f: &mut fmt::Formatter<'_>) -> fmt::Result {
             } else {
                 "open"
             },
-            provider.cpu_traffic().1,
+            in_flight,
+            cpu,
         ))?;
-        let mut result = Ok(());
-        provider.for_each_holder(|name| {
-            result = result.and_then(|()| f.write_fmt(fmt!(" {}", name)));
-        });
-        result?;
+        match provider.holders() {
+            Ok(holders) => holders
+                .iter()
+                .try_for_each(|holder| f.write_fmt(fmt!(" {}", holder.name())))?,
+            Err(_) => f.write_str(" (no memory to list them)")?,
+        }
         f.write_str("\n")
     })
 }
@@ -129,7 +135,10 @@ fn show_route(
 }
 
 fn show_errors(f: &mut fmt::Formatter<'_>) -> fmt::Result {
-    f.write_fmt(fmt!("unknown-address {}\n", physdma::unknown_requests()))
+    physdma::failures().try_for_each(|(errno, times)| match errno {
+        Some(errno) => f.write_fmt(fmt!("{errno:?} {times}\n")),
+        None => f.write_fmt(fmt!("other {times}\n")),
+    })
 }
 
 /// A file that shows what `show` does.

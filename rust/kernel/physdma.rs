@@ -31,10 +31,12 @@
 //! [`include/linux/blk-mq-dma.h`](srctree/include/linux/blk-mq-dma.h)
 
 mod access;
+mod attachment;
 mod backend;
 mod bvec;
 mod c_api;
 mod counter;
+mod failures;
 mod iova;
 mod map;
 #[cfg(CONFIG_MMU)]
@@ -53,6 +55,10 @@ pub use self::access::{
     equals,
     zero, //
 };
+pub use self::attachment::{
+    Live,
+    Traffic, //
+};
 pub use self::backend::{
     Backend,
     Dma,
@@ -65,6 +71,7 @@ pub use self::bvec::{
     Merge,
     PhysBvec, //
 };
+pub use self::failures::failures;
 pub use self::iova::{
     IovaSpace,
     Linking,
@@ -84,14 +91,11 @@ pub use self::provider::{
     Allocation,
     Hold,
     Holder,
-    Live,
-    Provider,
-    Traffic, //
+    Provider, //
 };
 pub use self::registry::{
     provider_of,
     providers,
-    unknown_requests,
     Registration, //
 };
 pub use self::route::{

@@ -18,6 +18,9 @@ mod map;
 mod memory;
 #[path = "physdma/mixed.rs"]
 mod mixed;
+#[cfg(CONFIG_MMU)]
+#[path = "physdma/mmap.rs"]
+mod mmap;
 #[path = "physdma/recorder.rs"]
 mod recorder;
 #[path = "physdma/registry.rs"]
@@ -43,6 +46,16 @@ impl kernel::Module for PhysdmaKunit {
     fn init(_module: &'static ThisModule) -> Result<Self> {
         // SAFETY: Called exactly once; the tests run afterwards.
         unsafe { bound::init() };
+        #[cfg(CONFIG_MMU)]
+        // SAFETY: As above.
+        unsafe { mmap::init() }?;
         Ok(Self)
+    }
+}
+
+impl Drop for PhysdmaKunit {
+    fn drop(&mut self) {
+        #[cfg(CONFIG_MMU)]
+        mmap::exit();
     }
 }

@@ -17,12 +17,18 @@
 //! the request's private data.
 
 use super::{
+    attachment::{
+        Attached,
+        Attachment,
+        Live, //
+    },
     backend::{
         Backend,
         Dma,
         Memory, //
     },
     bvec::wide,
+    failures,
     iova::{
         IovaSpace,
         Linking,
@@ -33,10 +39,7 @@ use super::{
         Plan, //
     },
     provider::{
-        Attached,
-        Attachment,
         Inner,
-        Live,
         Provider, //
     },
     registry::{
@@ -258,7 +261,7 @@ impl<'a, B: Backend> Client<'a, B> {
 
         let bytes = source.bytes();
         if bytes > self.max_bytes {
-            return Err(EINVAL);
+            return Err(failures::count(EINVAL));
         }
         let mut segments = Segments {
             slot,
@@ -273,11 +276,12 @@ impl<'a, B: Backend> Client<'a, B> {
             run: Run::Ram,
             range: 0,
         };
-        if S::UNIFORM || S::MISS == Miss::Ram && !registry::any() {
-            segments.map_uniform(bytes)?;
+        let mapped = if S::UNIFORM || S::MISS == Miss::Ram && !registry::any() {
+            segments.map_uniform(bytes)
         } else {
-            segments.map_any(bytes)?;
-        }
+            segments.map_any(bytes)
+        };
+        mapped.map_err(failures::count)?;
         Ok(segments)
     }
 }
@@ -582,11 +586,11 @@ impl<S: Source, B: Backend> Segments<'_, '_, S, B> {
     #[inline]
     #[expect(clippy::should_implement_trait)] // An error ends it, and must not be overlooked.
     pub fn next(&mut self) -> Result<Option<Segment>> {
-        if self.left == 0 && !self.map_next()? {
+        if self.left == 0 && !self.map_next().map_err(failures::count)? {
             return Ok(None);
         }
         if self.count == self.client.limits.max_segments {
-            return Err(self.undo(EINVAL));
+            return Err(failures::count(self.undo(EINVAL)));
         }
 
         // CAST: At most `room`, which is a `u32`.
@@ -853,10 +857,7 @@ impl<S: Source, B: Backend> Segments<'_, '_, S, B> {
         let (owner, len) = registry::find(whole, guard);
         let (run, attachment) = match owner {
             None if self.source.miss() == Miss::Ram => (Run::Ram, None),
-            None => {
-                registry::count_unknown();
-                return Err(EFAULT);
-            }
+            None => return Err(EFAULT),
             Some(owner) => {
                 // SAFETY: We borrow the client, so it does not go.
                 let attachment =

@@ -14,10 +14,10 @@
 //! C source: [`kernel/resource.c`](srctree/kernel/resource.c), `revoke_iomem()`
 
 use super::{
+    attachment::Live,
     bvec::wide,
     provider::{
         Inner,
-        Live,
         Provider, //
     },
 };

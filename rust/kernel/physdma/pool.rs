@@ -4,17 +4,25 @@
 //!
 //! C header: [`include/linux/genalloc.h`](srctree/include/linux/genalloc.h)
 
+use super::{
+    bvec::wide,
+    route::BarRange, //
+};
 use crate::{
     bindings,
     error::to_result,
-    page::PAGE_SHIFT,
+    page::{
+        PAGE_MASK,
+        PAGE_SHIFT,
+        PAGE_SIZE, //
+    },
     prelude::*, //
 };
 use core::ptr::NonNull;
 
 /// An allocator of a range of numbers: offsets in bytes within a provider's range.
 ///
-/// Gives out whole pages. Its bitmap grows with the range (1 bit a page), so it is made when the
+/// Gives out whole pages, as they are in physical memory. Its bitmap grows with the range (1 bit a page), so it is made when the
 /// first piece is asked for.
 ///
 /// # Invariants
@@ -31,18 +39,21 @@ unsafe impl Send for Pool {}
 unsafe impl Sync for Pool {}
 
 /// `gen_pool_alloc()` returns 0 for failure, so the numbers start further up.
-const BASE: usize = 1 << PAGE_SHIFT;
+const BASE: usize = PAGE_SIZE;
 
 impl Pool {
-    /// An allocator for the offsets from 0 to `size`. May sleep.
+    /// An allocator for `range`. May sleep.
     ///
     /// # Errors
     ///
     /// - `EINVAL`: there is no whole page in the range.
     /// - `ENOMEM`.
-    pub(super) fn new(size: usize) -> Result<Self> {
-        let size = size >> PAGE_SHIFT << PAGE_SHIFT;
-        if size == 0 || size.checked_add(BASE).is_none() {
+    pub(super) fn new(range: &BarRange) -> Result<Self> {
+        let len = usize::try_from(range.last - range.first)?.saturating_add(1);
+        // What there is before the first page. CAST: It is less than a page.
+        let head = (wide(range.first).wrapping_neg() & (PAGE_SIZE as u64 - 1)) as usize;
+        let size = len.saturating_sub(head) & PAGE_MASK;
+        if size == 0 || size.checked_add(BASE + head).is_none() {
             return Err(EINVAL);
         }
         // SAFETY: Any arguments are fine.
@@ -57,7 +68,7 @@ impl Pool {
         to_result(unsafe {
             bindings::gen_pool_add_owner(
                 this.pool.as_ptr(),
-                BASE,
+                BASE + head,
                 0,
                 size,
                 bindings::NUMA_NO_NODE,

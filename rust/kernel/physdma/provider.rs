@@ -11,21 +11,24 @@
 //!   mapping for the CPU. Revocation waits for all of them. (A mapping for a program has none: it is
 //!   taken away.)
 //!
-//! C header: [`include/linux/percpu-refcount.h`](srctree/include/linux/percpu-refcount.h)
+//! C source: [`drivers/pci/p2pdma.c`](srctree/drivers/pci/p2pdma.c)
 
 use super::{
-    counter::Counter,
+    attachment::{
+        Attached,
+        Attachment,
+        Cpu,
+        Live,
+        Traffic, //
+    },
     pool::Pool,
     route::{
         BarRange,
-        Refused,
-        Route,
         Topology, //
     },
     PhysBvec, //
 };
 use crate::{
-    device::Device,
     io::PhysAddr,
     new_mutex,
     prelude::*,
@@ -37,117 +40,13 @@ use crate::{
         rcu,
         Arc,
         ArcBorrow,
-        Mutex,
-        PercpuRef,
-        PercpuRefGuard, //
+        Mutex, //
     },
     xarray::{
         AllocKind,
         XArray, //
     }, //
 };
-
-/// One client and one provider: the route between them.
-pub(super) struct Attachment {
-    pub(super) client: Arc<dyn Topology>,
-    /// The route, and its length in hops.
-    pub(super) route: Result<(Route, u32), Refused>,
-    /// Requests that were refused because there is no route.
-    refused: Atomic<u64>,
-    /// Live references that were taken, and that were given back.
-    taken: Counter,
-    given: Counter,
-}
-
-/// An [`Attachment`], and what is in flight on it.
-pub(super) type Attached = PercpuRef<Attachment>;
-
-impl Attachment {
-    fn new(client: Arc<dyn Topology>, range: &BarRange) -> Result<Arc<Attached>> {
-        let route = client.route(range);
-        let attachment = Self {
-            client,
-            route,
-            refused: Atomic::new(0),
-            taken: Counter::new()?,
-            given: Counter::new()?,
-        };
-        Arc::pin_init(PercpuRef::new(attachment, GFP_KERNEL), GFP_KERNEL)
-    }
-
-    /// Counts a request that was refused; the first time, the log says why there is no route.
-    #[cold]
-    pub(super) fn refuse(&self, memory: &BarRange) {
-        if let (Err(refused), 0) = (self.route, self.refused.fetch_add(1, Relaxed)) {
-            match self.client.device() {
-                Some(client) => dev_warn!(
-                    client,
-                    "no DMA to memory of {}: {}\n",
-                    memory.dev.address(),
-                    refused
-                ),
-                None => dev_warn!(memory.dev, "no DMA to its memory: {}\n", refused),
-            }
-        }
-    }
-}
-
-/// Keeps a provider's memory from being revoked.
-///
-/// Dropping it does not sleep, and may be done in hard interrupt context. As long as it is
-/// forgotten revocation waits.
-pub struct Live(PercpuRefGuard<Attachment>);
-
-impl Live {
-    /// Takes a live reference, unless the memory has been revoked.
-    #[inline]
-    pub(super) fn new(attached: &Attached, guard: &rcu::Guard) -> Option<Self> {
-        let live = attached.try_get_live_rcu(guard)?;
-        live.taken.inc();
-        Some(Self(live))
-    }
-
-    /// Whether it is a reference of `attachment`.
-    #[inline]
-    pub(super) fn is_of(&self, attachment: &Attachment) -> bool {
-        core::ptr::eq(&*self.0, attachment)
-    }
-}
-
-impl Drop for Live {
-    #[inline]
-    fn drop(&mut self) {
-        self.0.given.inc();
-    }
-}
-
-/// What there is between a provider and a client, for an operator.
-pub struct Traffic<'a> {
-    /// The client's device; [`None`] is the CPU, or a client that is not a device.
-    pub client: Option<&'a Device>,
-    /// The route and its length in hops, or why there is none.
-    pub route: Result<(Route, u32), Refused>,
-    /// Requests, or mappings for the CPU, that have had the memory.
-    pub mapped: u64,
-    /// Those of them that have it now. While it changes, this is about right.
-    pub in_flight: u64,
-    /// Requests that were refused because there is no route.
-    pub refused: u64,
-}
-
-impl Attachment {
-    fn traffic(&self) -> Traffic<'_> {
-        let given = self.given.sum();
-        let taken = self.taken.sum();
-        Traffic {
-            client: self.client.device(),
-            route: self.route,
-            mapped: taken,
-            in_flight: taken.saturating_sub(given),
-            refused: self.refused.load(Relaxed),
-        }
-    }
-}
 
 /// Someone who keeps a weak reference for long, and wants to know when the memory goes.
 pub trait Holder: Send + Sync {
@@ -161,19 +60,6 @@ pub trait Holder: Send + Sync {
     fn revoke(&self);
 }
 
-/// The CPU, as a client.
-struct Cpu;
-
-impl Topology for Cpu {
-    fn device(&self) -> Option<&Device> {
-        None
-    }
-
-    fn route(&self, _memory: &BarRange) -> Result<(Route, u32), Refused> {
-        Ok((Route::HostBridge, 0))
-    }
-}
-
 #[pin_data]
 pub(super) struct Inner {
     pub(super) range: BarRange,
@@ -184,7 +70,7 @@ pub(super) struct Inner {
     pub(super) cpu: Arc<Attached>,
     /// All clients have numbers less than this.
     clients: Atomic<usize>,
-    /// By the number of the client. Changed under the registry's lock only.
+    /// By the number of the client. Changed under the registry's lock, as long as it is there.
     #[pin]
     attachments: XArray<Arc<Attached>>,
     #[pin]
@@ -232,7 +118,10 @@ impl Inner {
         Ok(())
     }
 
-    /// Client number `id` is going, and has mapped nothing any more. The registry's lock is held.
+    /// Client number `id` is going, or the provider is: nothing is mapped any more. The registry's
+    /// lock is held, or the provider is not in the registry any more.
+    ///
+    /// Dropping what is returned waits, so it is done without the lock.
     pub(super) fn detach(&self, id: usize) -> Option<Arc<Attached>> {
         self.attachments.lock().remove(id)
     }
@@ -353,18 +242,35 @@ impl Provider {
         })
     }
 
-    /// A part of the memory that nobody else gets from here, in whole pages. May sleep.
+    /// A part of the memory that nobody else gets from here, from the start of a page on. May sleep.
+    ///
+    /// Nobody gets another part of the same page. Where the range does not start and end with a
+    /// page, what there is of the first and the last one is not handed out.
     ///
     /// Who has it, has it until it is dropped; that the memory itself is still there only a mapping
     /// can tell.
     ///
     /// # Errors
     ///
-    /// - `EINVAL`: `bytes` is zero or larger than the range; or the range is less than a page.
+    /// - `EINVAL`: `bytes` is zero or larger than the range; or there is no whole page in the range.
     /// - `ENODEV`: the memory has gone.
     /// - `EOPNOTSUPP`: a C driver registered it, which hands it out by itself:
     ///   `pci_alloc_p2pmem()`.
     /// - `ENOMEM`: no part of that size is left.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use kernel::physdma::{Allocation, Provider};
+    ///
+    /// /// A queue in the memory, zeroed.
+    /// fn queue(provider: &Provider) -> Result<Allocation> {
+    ///     let queue = provider.alloc(0x1000)?;
+    ///     let offset = queue.bvec().phys() - provider.range().first();
+    ///     provider.window(offset.into(), 0x1000)?.fill(0, 0x1000, 0)?;
+    ///     Ok(queue)
+    /// }
+    /// ```
     pub fn alloc(&self, bytes: u32) -> Result<Allocation> {
         if self.0.has_pages {
             return Err(EOPNOTSUPP);
@@ -378,9 +284,7 @@ impl Provider {
             match &state.pool {
                 Some(pool) => pool.clone(),
                 None => {
-                    let range = &self.0.range;
-                    let size = usize::try_from(range.last - range.first)?.saturating_add(1);
-                    let pool = Arc::new(Pool::new(size)?, GFP_KERNEL)?;
+                    let pool = Arc::new(Pool::new(&self.0.range)?, GFP_KERNEL)?;
                     state.pool = Some(pool.clone());
                     pool
                 }
@@ -407,18 +311,23 @@ impl Provider {
         self.0.has_pages
     }
 
-    /// Calls `f` with the name of everyone who is to be told when the memory goes. `f` must not
-    /// use the provider.
-    pub fn for_each_holder(&self, mut f: impl FnMut(&CStr)) {
-        for holder in &self.0.state.lock().holders {
-            f(holder.name());
+    /// Everyone who is to be told when the memory goes, whoever came first first. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`.
+    pub fn holders(&self) -> Result<KVec<Arc<dyn Holder>>> {
+        let state = self.0.state.lock();
+        let mut holders = KVec::with_capacity(state.holders.len(), GFP_KERNEL)?;
+        for holder in &state.holders {
+            holders.push(holder.clone(), GFP_KERNEL)?;
         }
+        Ok(holders)
     }
 
     /// What the CPU has mapped.
-    pub fn cpu_traffic(&self) -> (u64, u64) {
-        let traffic = self.0.cpu.traffic();
-        (traffic.mapped, traffic.in_flight)
+    pub fn cpu_traffic(&self) -> Traffic<'_> {
+        self.0.cpu.traffic()
     }
 
     /// Calls `f` with what there is between the memory and each client, whether it was ever used

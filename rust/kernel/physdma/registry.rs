@@ -72,9 +72,6 @@ const PATIENCE_MS: u32 = 10_000;
 static SPAN_FIRST: Atomic<usize> = Atomic::new(usize::MAX);
 static SPAN_LAST: Atomic<usize> = Atomic::new(0);
 
-/// Requests that were refused because nobody knows what is at an address.
-static UNKNOWN: Atomic<u64> = Atomic::new(0);
-
 #[pin_data]
 struct Registry {
     #[pin]
@@ -98,6 +95,12 @@ enum Slot {
 }
 
 impl Members {
+    /// One more range, from `first` to `last`.
+    fn widen_span(&self, first: usize, last: usize) {
+        SPAN_FIRST.store(SPAN_FIRST.load(Relaxed).min(first), Relaxed);
+        SPAN_LAST.store(SPAN_LAST.load(Relaxed).max(last), Relaxed);
+    }
+
     /// Sets the span of all ranges.
     fn set_span(&self) {
         let (mut first, mut last) = (usize::MAX, 0);
@@ -220,23 +223,21 @@ pub(super) fn owner_of(piece: PhysBvec) -> (Option<Provider>, u32) {
 /// assert!(provider_of(piece)?.is_none());
 /// # Ok::<(), Error>(())
 /// ```
+#[inline]
 pub fn provider_of(piece: PhysBvec) -> Result<Option<Provider>> {
+    // What there is usually, which costs a no-op or a few instructions.
+    if !may_own(piece) {
+        return Ok(None);
+    }
+    whole_owner_of(piece)
+}
+
+fn whole_owner_of(piece: PhysBvec) -> Result<Option<Provider>> {
     let (owner, len) = owner_of(piece);
     if len != piece.len() {
         return Err(EFAULT);
     }
     Ok(owner)
-}
-
-/// Counts a request with memory that nobody knows.
-#[cold]
-pub(super) fn count_unknown() {
-    UNKNOWN.fetch_add(1, Relaxed);
-}
-
-/// How many requests had memory of which nobody knows what it is.
-pub fn unknown_requests() -> u64 {
-    UNKNOWN.load(Relaxed)
 }
 
 /// All providers, those that are being revoked included. May sleep.
@@ -294,7 +295,7 @@ fn enter(range: BarRange, has_pages: bool) -> Result<Arc<Inner>> {
             InsertErrorKind::InvalidRequest => EINVAL,
         })?;
     members.providers.push(inner.clone(), GFP_KERNEL)?;
-    members.set_span();
+    members.widen_span(first, last);
     drop(members);
 
     physdma_providers.inc();
@@ -385,8 +386,8 @@ pub(super) fn revoke(inner: &Arc<Inner>) {
     // Waits for whoever looks at it still.
     drop(erased);
 
-    // Whoever keeps the object does not keep its clients.
-    let _members = registry.members.lock();
+    // Whoever keeps the object does not keep its clients. None comes any more, and those who go do
+    // not find it.
     for id in 0..clients {
         drop(inner.detach(id));
     }

@@ -8,11 +8,9 @@
 //! C header: [`include/linux/io.h`](srctree/include/linux/io.h)
 
 use super::{
+    attachment::Live,
     bvec::wide,
-    provider::{
-        Live,
-        Provider, //
-    },
+    provider::Provider, //
 };
 use crate::{
     bindings,

@@ -20,13 +20,16 @@ use super::{
     }, //
 };
 use kernel::{
+    bindings,
     device::Bound,
+    error::from_err_ptr,
     io::resource::Flags,
     page::PAGE_SIZE,
     pci,
     physdma::{
         nearest_provider,
         provider_of,
+        providers,
         Client,
         Holder,
         PhysBvec,
@@ -281,6 +284,55 @@ fn allocations(dev: &pci::Device<Bound>) -> Result {
     Ok(())
 }
 
+/// Pages are those of physical memory, wherever the range starts and ends.
+fn allocations_of_an_unaligned_range(dev: &pci::Device<Bound>) -> Result {
+    let page = PAGE_SIZE as u64;
+    let first = dev.resource_start(BAR)? + page;
+    let range = open(dev, 0x800, 4 * page)?;
+    let provider = range.provider();
+    // CAST: Some pages.
+    check_eq!(provider.alloc(4 * page as u32).err(), Some(ENOMEM));
+    for _ in 0..2 {
+        let all = provider.alloc(3 * page as u32)?;
+        check_eq!(all.bvec(), piece(first, 3 * page as u32)?);
+        check_eq!(provider.alloc(1).err(), Some(ENOMEM));
+    }
+    let one = provider.alloc(1)?;
+    let two = provider.alloc(1)?;
+    check_eq!(one.bvec(), piece(first, 1)?);
+    check_eq!(two.bvec(), piece(first + page, 1)?);
+    drop(one);
+    check_eq!(provider.alloc(page as u32)?.bvec().phys(), first);
+
+    // A page, but no whole one; and just one.
+    let none = open(dev, PART + 0x800, page + 0x7ff)?;
+    check_eq!(none.provider().alloc(1).err(), Some(EINVAL));
+    let none = open(dev, 2 * PART + 1, page - 1)?;
+    check_eq!(none.provider().alloc(1).err(), Some(EINVAL));
+    let just = open(dev, 3 * PART + 0x800, page + 0x800)?;
+    check_eq!(just.provider().alloc(1)?.bvec().phys(), first + 3 * PART);
+    Ok(())
+}
+
+/// Memory that a C driver made pages for is that driver's to hand out.
+fn no_allocations_of_pages(dev: &pci::Device<Bound>) -> Result {
+    let raw = core::ptr::from_ref(dev).cast_mut().cast();
+    // SAFETY: The device is bound until it is unregistered.
+    let registered = unsafe { bindings::physdma_register_pages(raw, 2, 0, PART) };
+    from_err_ptr(registered)?;
+    let result = (|| {
+        let found = provider_of(piece(dev.resource_start(BAR)?, 1)?)?.ok_or(ENXIO)?;
+        check!(found.has_pages());
+        check_eq!(found.alloc(1).err(), Some(EOPNOTSUPP));
+        Ok(())
+    })();
+    // SAFETY: It was registered, and is not used any more.
+    unsafe { bindings::physdma_unregister(registered) };
+    result?;
+    check!(!open(dev, 0, PART)?.provider().has_pages());
+    Ok(())
+}
+
 fn windows(dev: &pci::Device<Bound>) -> Result {
     let range = open(dev, 2 * PART, PART)?;
     let provider = range.provider();
@@ -379,18 +431,70 @@ fn holders(dev: &pci::Device<Bound>) -> Result {
     let early = provider.hold(gone.clone())?;
     // One of several of the same holder.
     let twice = provider.hold(two.clone())?;
+    // Whoever lists them may use the provider.
+    let listed = || -> Result<usize> {
+        let list = provider.holders()?;
+        check!(!provider.is_revoked());
+        check!(list.iter().all(|holder| holder.name() == c"told"));
+        check!(provider.holders()?.len() == list.len());
+        Ok(list.len())
+    };
+    check_eq!(listed()?, 4);
     drop(early);
     drop(twice);
+    check_eq!(listed()?, 2);
     check_eq!((one.times(), two.times(), gone.times()), (0, 0, 0));
 
     drop(range);
     check_eq!((one.times(), two.times(), gone.times()), (1, 1, 0));
     check_eq!(one.revoked.load(Relaxed), 1);
+    check_eq!(provider.holders()?.len(), 0);
 
     // Late.
     drop(first);
     check_eq!(provider.hold(gone.clone()).err(), Some(ENODEV));
     check_eq!((one.times(), gone.times()), (1, 0));
+    Ok(())
+}
+
+/// All providers, in the order in which they came.
+fn all(dev: &pci::Device<Bound>) -> Result {
+    let listed = || -> Result<KVec<u64>> {
+        let mut list = KVec::new();
+        for provider in providers()? {
+            check_eq!(provider.range().device().address(), dev.address());
+            list.push(provider.range().start() / PART, GFP_KERNEL)?;
+        }
+        Ok(list)
+    };
+    check_eq!(listed()?[..], []);
+    let first = open(dev, 3 * PART, PART)?;
+    let _second = open(dev, 0, PART)?;
+    let _third = open(dev, 5 * PART, PART)?;
+    check_eq!(listed()?[..], [3, 0, 5]);
+    drop(first);
+    check_eq!(listed()?[..], [0, 5]);
+    Ok(())
+}
+
+/// What an operator is told of the CPU.
+fn cpu_traffic(dev: &pci::Device<Bound>) -> Result {
+    let range = open(dev, 0, PART)?;
+    let provider = range.provider();
+    let traffic = || {
+        let traffic = provider.cpu_traffic();
+        (traffic.mapped, traffic.in_flight, traffic.refused)
+    };
+    check!(provider.cpu_traffic().client.is_none());
+    check_eq!(provider.cpu_traffic().route, Ok((Route::HostBridge, 0)));
+    check_eq!(traffic(), (0, 0, 0));
+    let window = provider.window(0, 8)?;
+    let other = provider.window(0, 8)?;
+    check_eq!(traffic(), (2, 2, 0));
+    drop(window);
+    check_eq!(traffic(), (2, 1, 0));
+    drop(other);
+    check_eq!(traffic(), (2, 0, 0));
     Ok(())
 }
 
@@ -524,6 +628,26 @@ mod tests {
     #[test]
     fn allocations_are_pages_of_the_range() -> Result {
         with_memory(allocations)
+    }
+
+    #[test]
+    fn allocations_are_whole_pages() -> Result {
+        with_memory(allocations_of_an_unaligned_range)
+    }
+
+    #[test]
+    fn pages_are_handed_out_by_their_driver() -> Result {
+        with_memory(no_allocations_of_pages)
+    }
+
+    #[test]
+    fn list_of_all() -> Result {
+        with_memory(all)
+    }
+
+    #[test]
+    fn windows_are_counted() -> Result {
+        with_memory(cpu_traffic)
     }
 
     #[test]

@@ -26,6 +26,7 @@ use kernel::{
     pci,
     physdma::{
         copy_from,
+        failures,
         provider_of,
         BarRange,
         Client,
@@ -34,6 +35,7 @@ use kernel::{
         Mixed,
         Part,
         Path,
+        PhysBvec,
         Raw,
         Refused,
         Registration,
@@ -250,6 +252,63 @@ fn idle(dev: &pci::Device<Bound>) -> Result {
     Ok(())
 }
 
+/// What an operator is told: of each client of each provider, and of all that failed.
+fn traffic(dev: &pci::Device<Bound>) -> Result {
+    let recorder = Recorder::new();
+    let client = client(&recorder, LIMITS)?;
+    let _other = Client::with_backend(&recorder, LIMITS)?;
+    let range = open(dev, 0, PART)?;
+    let refuses = open(dev, 5 * PART, PART)?;
+    let list = [at(&range, 0, 0x1000)?];
+    let no_way = [at(&refuses, 0, 0x1000)?];
+    // Clients are counted in the order in which they came.
+    let told = |range: &Registration<'_>| -> Result<KVec<_>> {
+        let mut list = KVec::new();
+        let mut result = Ok(());
+        range.provider().for_each_client(|traffic| {
+            let counts = (traffic.mapped, traffic.in_flight, traffic.refused);
+            let row = (traffic.route.is_ok(), counts);
+            result = result.and(list.push(row, GFP_KERNEL));
+        });
+        result?;
+        Ok(list)
+    };
+    let failed = |wanted: Error| {
+        let mut all = failures();
+        all.find_map(|(errno, times)| (errno == Some(wanted)).then_some(times))
+    };
+    let before = [EINVAL, EFAULT, ENODEV].map(failed);
+    let mut slot = Mapping::default();
+    let mut second = Mapping::default();
+
+    map(&client, &mut slot, Raw::new(&list)?)?;
+    map(&client, &mut second, Raw::new(&list)?)?;
+    second.unmap();
+    for _ in 0..3 {
+        let error = map(&client, &mut second, Raw::new(&no_way)?).err();
+        check_eq!(error, Some(EINVAL));
+    }
+    check_eq!(told(&range)?[..], [(true, (2, 1, 0)), (true, (0, 0, 0))]);
+    check_eq!(
+        told(&refuses)?[..],
+        [(false, (0, 0, 3)), (false, (0, 0, 0))]
+    );
+    slot.unmap();
+    check_eq!(told(&range)?[0], (true, (2, 0, 0)));
+
+    let nobodys = PhysBvec::new(0x1000, 1).ok_or(EINVAL)?;
+    let error = map(&client, &mut slot, Raw::new(&[nobodys])?).err();
+    check_eq!(error, Some(EFAULT));
+    let added = [3, 1, 0];
+    for (number, errno) in [EINVAL, EFAULT, ENODEV].into_iter().enumerate() {
+        check_eq!(
+            failed(errno),
+            before[number].map(|before| before + added[number])
+        );
+    }
+    Ok(())
+}
+
 /// What everybody is told while a revocation waits.
 fn meanwhile(dev: &pci::Device<Bound>) -> Result {
     let recorder = Recorder::new();
@@ -416,6 +475,11 @@ mod tests {
     #[test]
     fn nothing_in_flight() -> Result {
         with_memory(idle)
+    }
+
+    #[test]
+    fn what_an_operator_is_told() -> Result {
+        with_memory(traffic)
     }
 
     #[test]

@@ -1,0 +1,145 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What there is between one client and one provider: the route, what has been counted, and what is
+//! in flight.
+//!
+//! C header: [`include/linux/percpu-refcount.h`](srctree/include/linux/percpu-refcount.h)
+
+use super::{
+    counter::Counter,
+    route::{
+        BarRange,
+        Refused,
+        Route,
+        Topology, //
+    },
+};
+use crate::{
+    device::Device,
+    prelude::*,
+    sync::{
+        atomic::{
+            Atomic,
+            Relaxed, //
+        },
+        rcu,
+        Arc,
+        PercpuRef,
+        PercpuRefGuard, //
+    }, //
+};
+
+/// One client and one provider: the route between them.
+pub(super) struct Attachment {
+    pub(super) client: Arc<dyn Topology>,
+    /// The route, and its length in hops.
+    pub(super) route: Result<(Route, u32), Refused>,
+    /// Requests that were refused because there is no route.
+    refused: Atomic<u64>,
+    /// Live references that were taken, and that were given back.
+    taken: Counter,
+    given: Counter,
+}
+
+/// An [`Attachment`], and what is in flight on it.
+pub(super) type Attached = PercpuRef<Attachment>;
+
+impl Attachment {
+    /// Has `client` find out how it reaches `range`. May sleep.
+    pub(super) fn new(client: Arc<dyn Topology>, range: &BarRange) -> Result<Arc<Attached>> {
+        let route = client.route(range);
+        let attachment = Self {
+            client,
+            route,
+            refused: Atomic::new(0),
+            taken: Counter::new()?,
+            given: Counter::new()?,
+        };
+        Arc::pin_init(PercpuRef::new(attachment, GFP_KERNEL), GFP_KERNEL)
+    }
+
+    /// Counts a request that was refused; the first time, the log says why there is no route.
+    #[cold]
+    pub(super) fn refuse(&self, memory: &BarRange) {
+        if let (Err(refused), 0) = (self.route, self.refused.fetch_add(1, Relaxed)) {
+            match self.client.device() {
+                Some(client) => dev_warn!(
+                    client,
+                    "no DMA to memory of {}: {}\n",
+                    memory.dev.address(),
+                    refused
+                ),
+                None => dev_warn!(memory.dev, "no DMA to its memory: {}\n", refused),
+            }
+        }
+    }
+
+    /// What there has been, for an operator.
+    pub(super) fn traffic(&self) -> Traffic<'_> {
+        let given = self.given.sum();
+        let taken = self.taken.sum();
+        Traffic {
+            client: self.client.device(),
+            route: self.route,
+            mapped: taken,
+            in_flight: taken.saturating_sub(given),
+            refused: self.refused.load(Relaxed),
+        }
+    }
+}
+
+/// Keeps a provider's memory from being revoked.
+///
+/// Dropping it does not sleep, and may be done in hard interrupt context. As long as it is
+/// forgotten revocation waits.
+pub struct Live(PercpuRefGuard<Attachment>);
+
+impl Live {
+    /// Takes a live reference, unless the memory has been revoked.
+    #[inline]
+    pub(super) fn new(attached: &Attached, guard: &rcu::Guard) -> Option<Self> {
+        let live = attached.try_get_live_rcu(guard)?;
+        live.taken.inc();
+        Some(Self(live))
+    }
+
+    /// Whether it is a reference of `attachment`.
+    #[inline]
+    pub(super) fn is_of(&self, attachment: &Attachment) -> bool {
+        core::ptr::eq(&*self.0, attachment)
+    }
+}
+
+impl Drop for Live {
+    #[inline]
+    fn drop(&mut self) {
+        self.0.given.inc();
+    }
+}
+
+/// What there is between a provider and a client, for an operator.
+pub struct Traffic<'a> {
+    /// The client's device; [`None`] is the CPU, or a client that is not a device.
+    pub client: Option<&'a Device>,
+    /// The route and its length in hops, or why there is none.
+    pub route: Result<(Route, u32), Refused>,
+    /// Requests, or mappings for the CPU, that have had the memory.
+    pub mapped: u64,
+    /// Those of them that have it now. While it changes, this is about right.
+    pub in_flight: u64,
+    /// Requests that were refused because there is no route.
+    pub refused: u64,
+}
+
+/// The CPU, as a client.
+pub(super) struct Cpu;
+
+impl Topology for Cpu {
+    fn device(&self) -> Option<&Device> {
+        None
+    }
+
+    fn route(&self, _memory: &BarRange) -> Result<(Route, u32), Refused> {
+        Ok((Route::HostBridge, 0))
+    }
+}
