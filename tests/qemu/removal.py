@@ -56,12 +56,7 @@ class Memory:
         self.driver = f"/sys/bus/pci/drivers/{driver}"
         self.file = file  # as the host has it
         self.offset = MB + 3 * SIZE
-
-    @property
-    def phys(self):
-        """Where the data go."""
-        line = self.t.vm.sh(f"sed -n {self.bar + 1}p {DEVICES}/{self.address}/resource")
-        return int(line.split()[0], 0) + self.offset
+        self.phys = self.wait_open() + self.offset  # where the data go
 
     def content(self):
         with open(self.file, "rb") as file:
@@ -80,9 +75,12 @@ class Memory:
         assert self.content() == before, "the memory was written to after it had gone"
 
     def wait_open(self):
-        """Waits until other devices may use it."""
-        self.t.vm.sh(f"for try in $(seq 200); do grep -q '^{self.address} *{self.bar} .* open' "
-                     f"{PROVIDERS} && exit; sleep 0.05; done; cat {PROVIDERS}; exit 1", limit=30)
+        """Waits until other devices may use it; returns where it is."""
+        line = self.t.vm.sh(
+            f"for try in $(seq 200); do grep -q '^{self.address} *{self.bar} .* open' {PROVIDERS} "
+            f"&& exec sed -n {self.bar + 1}p {DEVICES}/{self.address}/resource; sleep 0.05; done; "
+            f"cat {PROVIDERS}; exit 1", limit=30)
+        return int(line.split()[0], 0)
 
 
 class Client:
@@ -104,8 +102,8 @@ class Client:
         limits = {key: 0 for key in ("bps_rd", "bps_wr", "iops", "iops_rd", "iops_wr")}
         self.t.vm.qmp("block_set_io_throttle", device="nvme0n1", bps=bps, **limits)
 
-    def job(self, phys):
-        return f"{self.number} 1 read {MB // 512} mem:{phys:#x}:{SIZE}"
+    def job(self, memory):
+        return f"{self.number} 1 read {MB // 512} mem:{memory.phys:#x}:{SIZE}"
 
     def in_flight(self, memory):
         """A shell function: how many mappings the client has of the memory."""
@@ -118,7 +116,7 @@ class Client:
         # The first one still passes, and the second waits for an hour.
         self.t.vm.sh(
             f"rm -f /tmp/ended /tmp/gone; echo '{self.number} 1 read 0 ram:0:{SIZE}' > {IO} && "
-            f"{{ (echo '{self.job(memory.phys)}' 2>/tmp/error > {IO}; echo $? > /tmp/ended) & }}; "
+            f"{{ (echo '{self.job(memory)}' 2>/tmp/error > {IO}; echo $? > /tmp/ended) & }}; "
             + self.in_flight(memory) +
             "for try in $(seq 200); do [ \"$(in_flight)\" = 1 ] && exit; sleep 0.02; done; "
             f"cat {ROUTES}; exit 1", limit=30)
@@ -144,30 +142,28 @@ class Client:
         assert gone == 0, f"exit code {gone}"
         return ended
 
-    def refused(self, phys):
+    def refused(self, memory):
         """There is nothing to be read into any more."""
         try:
-            self.t.vm.sh(f"echo '{self.job(phys)}' > {IO}")
+            self.t.vm.sh(f"echo '{self.job(memory)}' > {IO}")
             raise AssertionError("memory that had gone was read into")
         except CommandError as error:
             assert "Bad address" in str(error), error
 
 
 @contextmanager
-def gone(client, memory, command, seconds=0.2):
+def gone(client, memory, command, seconds=0.1):
     """The memory goes by `command` in the midst of a transfer; the body brings it back."""
-    phys = memory.phys
     client.begin(memory)
     client.still(memory, command)
     ended = client.end()
     if memory.file and ended == 0:
         content = memory.content()[memory.offset:][:SIZE]
         assert content == client.data, "the data did not arrive before the memory went"
-    client.refused(phys)
+    client.refused(memory)
     memory.unchanged(seconds)
     yield ended
-    memory.wait_open()
-    assert memory.phys == phys
+    assert memory.wait_open() + memory.offset == memory.phys
 
 
 def run(t):
@@ -181,7 +177,7 @@ def run(t):
         buffer = Memory(t, c, 2, "rnvme")
         region = Memory(t, c, 4, "rnvme", t.vm.files / "nvme1.pmr")
 
-    def unbound(memory, seconds=0.2):
+    def unbound(memory, seconds=0.1):
         with gone(client, memory, f"echo {memory.address} > {memory.driver}/unbind",
                   seconds) as ended:
             # Its device is in order: the data arrive.
@@ -195,7 +191,7 @@ def run(t):
         for number in range(UNBINDS):
             unbound((buffer, region)[number % 2])
 
-    def surprised(memory, seconds=0.2):
+    def surprised(memory, seconds=0.1):
         """It answers no more, and then the kernel is told."""
         device = f"{DEVICES}/{memory.address}"
         with gone(client, memory,
