@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 
+#include <linux/cc_platform.h>
 #include <linux/dma-direct.h>
 #include <linux/dma-map-ops.h>
 #include <linux/genalloc.h>
 #include <linux/highmem.h>
+#include <linux/iommu.h>
 #include <linux/iommu-dma.h>
 #include <linux/mm.h>
 #include <linux/percpu.h>
@@ -36,10 +38,36 @@ __rust_helper u64 rust_helper_dma_get_mask(struct device *dev)
 	return dma_get_mask(dev);
 }
 
-__rust_helper dma_addr_t rust_helper_phys_to_dma(struct device *dev,
-						 phys_addr_t phys)
+/*
+ * Whether dma_direct_map_phys() lets @dev reach MMIO at @phys: @dma is the
+ * address that it would have to send, @last the last one that it can.
+ */
+__rust_helper bool rust_helper_physdma_reaches_mmio(struct device *dev,
+						    phys_addr_t phys, u64 *dma,
+						    u64 *last)
 {
-	return phys_to_dma(dev, phys);
+	unsigned long attrs = DMA_ATTR_MMIO;
+
+	if (cc_platform_has(CC_ATTR_HOST_MEM_ENCRYPT)) {
+		attrs |= DMA_ATTR_CC_SHARED;
+		*dma = phys_to_dma_unencrypted(dev, phys);
+	} else {
+		*dma = phys_to_dma_encrypted(dev, phys);
+	}
+	*last = min_not_zero(dma_get_mask(dev), dev->bus_dma_limit);
+	return dma_capable(dev, *dma, 1, false, attrs);
+}
+
+/*
+ * What @dev unmapped the IOMMU has forgotten after this, in lazy mode too. A
+ * driver is bound to @dev.
+ */
+__rust_helper void rust_helper_physdma_flush_iotlb(struct device *dev)
+{
+	struct iommu_domain *domain = iommu_get_domain_for_dev(dev);
+
+	if (domain && use_dma_iommu(dev))
+		iommu_flush_iotlb_all(domain);
 }
 
 __rust_helper unsigned long rust_helper_gen_pool_alloc(struct gen_pool *pool,
@@ -115,7 +143,7 @@ __rust_helper phys_addr_t rust_helper_physdma_virt_to_phys(const void *addr)
 #ifdef CONFIG_MMU
 __rust_helper pgprot_t rust_helper_physdma_pgprot_noncached(pgprot_t prot)
 {
-	return pgprot_noncached(prot);
+	return pgprot_decrypted(pgprot_noncached(prot));
 }
 #endif
 

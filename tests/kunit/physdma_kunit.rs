@@ -10,6 +10,8 @@ mod access;
 mod bound;
 #[path = "physdma/device.rs"]
 mod device;
+#[path = "physdma/going.rs"]
+mod going;
 #[path = "physdma/iova.rs"]
 mod iova;
 #[path = "physdma/map.rs"]

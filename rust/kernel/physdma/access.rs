@@ -125,7 +125,8 @@ fn with_chunks<S: Source>(
         match owner {
             Some(provider) => {
                 let offset = wide(head.phys() - provider.range().first());
-                f(done, Chunk::Io(&provider.window(offset, head.len())?))?;
+                let window = provider.window_of_any(offset, head.len())?;
+                f(done, Chunk::Io(&window))?;
             }
             None if source.miss() == Miss::Ram => {
                 // SAFETY: The helper looks whether there is a page.

@@ -186,7 +186,13 @@ unsafe fn register(
     let dev = given::<_, pci::Device<Bound>>(pdev).ok_or(EINVAL)?;
     // SAFETY: By the safety requirements.
     let dev = unsafe { dev.as_ref() };
-    registry::register(dev, u32::try_from(bar)?, offset, size, has_pages)
+    registry::register(
+        dev,
+        u32::try_from(bar).map_err(|_| EINVAL)?,
+        offset,
+        size,
+        has_pages,
+    )
 }
 
 /// Opens memory of a PCI device.

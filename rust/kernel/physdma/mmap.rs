@@ -53,7 +53,8 @@ impl Provider {
     /// Lets a program map the memory, uncached: that at the physical address which is the offset
     /// that the program gave to `mmap()`.
     ///
-    /// To be called last from a file's `mmap()`, when the driver has decided that the program may.
+    /// To be called last from a file's `mmap()`, when the driver has decided that the program may:
+    /// a file's `mmap()` that fails after this keeps the provider's object for good.
     /// The mapping does not keep the memory: when it is revoked, or has been, whoever touches it
     /// gets a `SIGBUS`. It stays that of the provider: a later one of the same memory has to be
     /// mapped again.
@@ -61,7 +62,8 @@ impl Provider {
     /// # Errors
     ///
     /// - `EINVAL`: that is not within the range; or the mapping is private; or the file is not one
-    ///   of a device that has said [`MAPS_DEVICE_MEMORY`].
+    ///   of a device that has said [`MAPS_DEVICE_MEMORY`]; or the area has been given memory before.
+    /// - `EOPNOTSUPP`: a C driver registered it with pages, and maps it by itself.
     /// - `ENODEV`: the memory has gone.
     ///
     /// [`MAPS_DEVICE_MEMORY`]: crate::miscdevice::MiscDevice::MAPS_DEVICE_MEMORY
@@ -97,11 +99,18 @@ impl Provider {
         if vma.flags() & (flags::SHARED | flags::MAYWRITE) == flags::MAYWRITE {
             return Err(EINVAL);
         }
+        if self.has_pages() {
+            return Err(EOPNOTSUPP);
+        }
         if self.is_revoked() {
             return Err(ENODEV);
         }
 
         let raw = vma.as_ptr();
+        // SAFETY: Nobody else has the area, by the type invariants of `VmaNew`.
+        if core::ptr::eq(unsafe { (*raw).vm_ops }, &OPERATIONS) {
+            return Err(EINVAL);
+        }
         // SAFETY: The area is being made by a file's `mmap()`, so it has a file; and as there are
         // files the address space of device memory exists.
         if unsafe { (*(*raw).vm_file).f_mapping != bindings::iomem_get_mapping() } {

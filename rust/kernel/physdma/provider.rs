@@ -29,7 +29,9 @@ use super::{
     PhysBvec, //
 };
 use crate::{
+    bindings,
     io::PhysAddr,
+    new_condvar,
     new_mutex,
     prelude::*,
     sync::{
@@ -40,6 +42,7 @@ use crate::{
         rcu,
         Arc,
         ArcBorrow,
+        CondVar,
         Mutex, //
     },
     xarray::{
@@ -75,13 +78,21 @@ pub(super) struct Inner {
     attachments: XArray<Arc<Attached>>,
     #[pin]
     state: Mutex<State>,
+    /// When a holder has been told.
+    #[pin]
+    told: CondVar,
 }
 
 struct State {
     revoked: bool,
     holders: KVec<Arc<dyn Holder>>,
+    /// Who is being told, and by which task.
+    telling: Option<(*const (), *mut bindings::task_struct)>,
     pool: Option<Arc<Pool>>,
 }
+
+// SAFETY: The pointers are compared, and nothing else.
+unsafe impl Send for State {}
 
 impl Inner {
     pub(super) fn new(range: BarRange, has_pages: bool) -> Result<Arc<Self>> {
@@ -97,8 +108,10 @@ impl Inner {
                 state <- new_mutex!(State {
                     revoked: false,
                     holders: KVec::new(),
+                    telling: None,
                     pool: None,
                 }),
+                told <- new_condvar!(),
             }),
             GFP_KERNEL,
         )
@@ -179,12 +192,19 @@ impl Inner {
     /// The second step: tells all holders.
     pub(super) fn tell_holders(&self) {
         loop {
-            // Not under the lock: a holder may look at the provider.
-            let next = self.state.lock().holders.pop();
-            let Some(holder) = next else {
-                return;
+            let holder = {
+                let mut state = self.state.lock();
+                let Some(holder) = state.holders.pop() else {
+                    return;
+                };
+                state.telling = Some((Arc::as_ptr(&holder).cast(), current!().as_ptr()));
+                holder
             };
+            // Not under the lock: a holder may look at the provider.
             holder.revoke();
+            drop(holder);
+            self.state.lock().telling = None;
+            self.told.notify_all();
         }
     }
 }
@@ -347,6 +367,10 @@ impl Provider {
 }
 
 /// Says that a [`Holder`] wants to be told.
+///
+/// When it has been dropped the holder is not told any more; where it is just being told, dropping
+/// it waits until that is done. A holder that drops it while it is told waits for nothing. May
+/// sleep.
 pub struct Hold {
     provider: Provider,
     holder: Arc<dyn Holder>,
@@ -361,7 +385,15 @@ impl Hold {
 
 impl Drop for Hold {
     fn drop(&mut self) {
-        let mut state = self.provider.0.state.lock();
+        let inner = &self.provider.0;
+        let mut state = inner.state.lock();
+        let us = Arc::as_ptr(&self.holder).cast::<()>();
+        while state
+            .telling
+            .is_some_and(|(who, by)| who == us && by != current!().as_ptr())
+        {
+            inner.told.wait(&mut state);
+        }
         let ours = |other: &Arc<dyn Holder>| Arc::ptr_eq(other, &self.holder);
         if let Some(at) = state.holders.iter().position(ours) {
             // It keeps the order of the others, which says who came first.

@@ -18,6 +18,7 @@ use super::{
     },
     route::{
         BarRange,
+        Route,
         Topology, //
     },
     PhysBvec, //
@@ -57,6 +58,7 @@ use crate::{
         Delta, //
     }, //
 };
+use core::mem::ManuallyDrop;
 
 /// On while there is a provider.
 #[no_mangle]
@@ -91,7 +93,7 @@ enum Slot {
     Free,
     Client(Arc<dyn Topology>),
     /// It gets no more attachments, but still has some.
-    Leaving,
+    Leaving(Arc<dyn Topology>),
 }
 
 impl Members {
@@ -198,7 +200,7 @@ fn search(piece: PhysBvec, guard: &rcu::Guard) -> (Option<ArcBorrow<'_, Inner>>,
     }
 }
 
-/// Like [`find`], for whoever wants to keep the provider.
+/// Like [`find`], for whoever wants to keep the provider, and is allowed to sleep.
 pub(super) fn owner_of(piece: PhysBvec) -> (Option<Provider>, u32) {
     let guard = rcu::read_lock();
     let (owner, len) = find(piece, &guard);
@@ -233,11 +235,12 @@ pub fn provider_of(piece: PhysBvec) -> Result<Option<Provider>> {
 }
 
 fn whole_owner_of(piece: PhysBvec) -> Result<Option<Provider>> {
-    let (owner, len) = owner_of(piece);
-    if len != piece.len() {
-        return Err(EFAULT);
+    let guard = rcu::read_lock();
+    match find(piece, &guard) {
+        // Before there is a reference: dropping the last one sleeps.
+        (_, len) if len != piece.len() => Err(EFAULT),
+        (owner, _) => Ok(owner.map(|inner| Provider(inner.into()))),
     }
-    Ok(owner)
 }
 
 /// All providers, those that are being revoked included. May sleep.
@@ -347,7 +350,7 @@ pub(super) fn revoke(inner: &Arc<Inner>) {
     inner.tell_holders();
 
     for id in Iterator::chain(core::iter::once(None), (0..clients).map(Some)) {
-        // A client that leaves waits for itself.
+        // A client that leaves is found until it has nothing mapped any more.
         let Some(attachment) = inner.attachment_of(id) else {
             continue;
         };
@@ -366,6 +369,14 @@ pub(super) fn revoke(inner: &Arc<Inner>) {
                     inner.range.first,
                     inner.range.last
                 ),
+            }
+        }
+        // In lazy mode an IOMMU forgets later what was unmapped. A device that is in the list, and
+        // cannot go while it is locked, is bound.
+        if let (Some(id), Ok((Route::HostBridge, _))) = (id, attachment.route) {
+            let members = registry.members.lock();
+            if let Some(Slot::Client(client) | Slot::Leaving(client)) = members.clients.get(id) {
+                client.flush();
             }
         }
     }
@@ -439,14 +450,19 @@ impl Drop for Member {
             return;
         };
         if let Some(slot) = registry.members.lock().clients.get_mut(self.id) {
-            *slot = Slot::Leaving;
+            if let Slot::Client(client) = slot {
+                *slot = Slot::Leaving(client.clone());
+            }
         }
         loop {
             let next = {
                 let members = registry.members.lock();
-                members.providers.iter().find_map(|p| p.detach(self.id))
+                members.providers.iter().find_map(|p| {
+                    let attachment = p.attachment_of(Some(self.id))?;
+                    Some((p.clone(), attachment))
+                })
             };
-            let Some(attachment) = next else {
+            let Some((inner, attachment)) = next else {
                 break;
             };
             attachment.kill();
@@ -455,6 +471,12 @@ impl Drop for Member {
                     dev_warn!(client, "goes, but has memory of a provider mapped\n");
                 }
             }
+            // Not before: whoever revokes the memory waits for what it finds.
+            let detached = {
+                let _members = registry.members.lock();
+                inner.detach(self.id)
+            };
+            drop(detached);
         }
         if let Some(slot) = registry.members.lock().clients.get_mut(self.id) {
             *slot = Slot::Free;
@@ -469,6 +491,9 @@ impl Drop for Member {
 /// gone. Whom it waits for long it names in the log. After that no device has an address of the
 /// range. A driver that maps its own memory drains its queues before, or it waits for itself. May
 /// sleep, and must not be called with a lock held that a client's recovery needs.
+///
+/// Whoever finds the memory may write to it, by a device or by the CPU: it must hold nothing that
+/// the driver trusts.
 ///
 /// It belongs into the driver's data, where it is dropped in the order that the driver wants. One
 /// that is forgotten is revoked with the device's resources, after the driver was unbound.
@@ -498,7 +523,7 @@ impl Drop for Member {
 /// `dev` has an action [`Registration::revoke`] with `inner`, and a reference to it.
 pub struct Registration<'a> {
     /// The reference is the action's, so that nothing is lost with a registration that is.
-    inner: &'a Inner,
+    inner: ManuallyDrop<Arc<Inner>>,
     dev: &'a pci::Device<Bound>,
 }
 
@@ -534,9 +559,9 @@ impl<'a> Registration<'a> {
             )
         })?;
         Ok(Self {
-            // SAFETY: The action has the reference for as long as the device is bound, which is
-            // `'a`, or until `drop` releases it.
-            inner: unsafe { &*inner },
+            // SAFETY: It comes from `into_raw`. The action has the reference for as long as the
+            // device is bound, which is `'a`, or until `drop` releases it; it is not given back here.
+            inner: ManuallyDrop::new(unsafe { Arc::from_raw(inner) }),
             // INVARIANT: Just added.
             dev,
         })
@@ -554,15 +579,14 @@ impl<'a> Registration<'a> {
 
     /// A weak reference.
     pub fn provider(&self) -> Provider {
-        // SAFETY: By the type invariants it is in an `Arc`, of which the action has a reference.
-        Provider(unsafe { ArcBorrow::from_raw(self.inner) }.into())
+        Provider(Arc::clone(&self.inner))
     }
 }
 
 impl Drop for Registration<'_> {
     fn drop(&mut self) {
         let device: &Device = self.dev.as_ref();
-        let data = core::ptr::from_ref(self.inner).cast_mut().cast();
+        let data = Arc::as_ptr(&self.inner).cast_mut().cast();
 
         // SAFETY: By the type invariants the device, which is bound, has this action.
         unsafe { bindings::devm_release_action(device.as_raw(), Some(Self::revoke), data) };

@@ -121,6 +121,10 @@ impl BarRange {
             return Err(EINVAL);
         }
         let base = dev.resource_start(bar)?;
+        if base == 0 {
+            // The BAR has been given no address.
+            return Err(EINVAL);
+        }
         let first = base.checked_add(start).ok_or(EINVAL)?;
         let last = first.checked_add(len - 1).ok_or(EINVAL)?;
 
@@ -182,6 +186,10 @@ pub trait Topology: Send + Sync {
 
     /// How the client reaches `memory`, and over how many hops. May be called in atomic context.
     fn route(&self, memory: &BarRange) -> Result<(Route, u32), Refused>;
+
+    /// Waits until what the client has unmapped cannot be reached by it any more. Called while the
+    /// client is one; may sleep.
+    fn flush(&self) {}
 }
 
 /// How a real device reaches memory.
@@ -231,8 +239,20 @@ impl Topology for Reach {
                 if unsafe { bindings::is_swiotlb_force_bounce(self.dev.as_raw()) } {
                     return Err(Refused::Bounce);
                 }
+                let (mut last, mut mask) = (0, 0);
                 // SAFETY: As above.
-                unsafe { bindings::phys_to_dma(self.dev.as_raw(), memory.last) }
+                let reaches = unsafe {
+                    bindings::physdma_reaches_mmio(
+                        self.dev.as_raw(),
+                        memory.last,
+                        &mut last,
+                        &mut mask,
+                    )
+                };
+                if !reaches {
+                    return Err(Refused::Mask { last, mask });
+                }
+                return Ok((route, hops));
             }
             Route::Bus { offset } => super::bvec::wide(memory.last).wrapping_add(offset),
             // The device may well decode more address bits of its own than it sends.
@@ -244,5 +264,10 @@ impl Topology for Reach {
             return Err(Refused::Mask { last, mask });
         }
         Ok((route, hops))
+    }
+
+    fn flush(&self) {
+        // SAFETY: A driver is bound to it, as it is a client.
+        unsafe { bindings::physdma_flush_iotlb(self.dev.as_raw()) };
     }
 }

@@ -60,9 +60,18 @@ impl Provider {
     /// # Errors
     ///
     /// - `EINVAL`: that is empty, or not within the range.
+    /// - `EOPNOTSUPP`: a C driver registered it with pages, and may trust what is in it.
     /// - `ENODEV`: the memory is being revoked.
     /// - `ENOMEM`.
     pub fn window(&self, offset: u64, len: u32) -> Result<Window> {
+        if self.has_pages() {
+            return Err(EOPNOTSUPP);
+        }
+        self.window_of_any(offset, len)
+    }
+
+    /// The same, whoever registered the memory: for those to whom it was handed out.
+    pub(super) fn window_of_any(&self, offset: u64, len: u32) -> Result<Window> {
         let memory = self.bvec(offset, len)?;
         let live = self.live_for_cpu()?;
         // SAFETY: It is memory of a PCI device, which is there as long as `live`.

@@ -1,0 +1,222 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Several who go at the same time: a provider, a client of it, a holder of it.
+
+use super::{
+    bound::{
+        at,
+        check,
+        client,
+        open,
+        script,
+        with_memory,
+        PART, //
+    },
+    recorder::{
+        map,
+        Recorder,
+        LIMITS, //
+    }, //
+};
+use kernel::{
+    device::{
+        Bound,
+        Device, //
+    },
+    pci,
+    physdma::{
+        BarRange,
+        Client,
+        Holder,
+        Mapping,
+        Raw,
+        Refused,
+        Registration,
+        Route,
+        Topology, //
+    },
+    prelude::*,
+    sync::{
+        atomic::{
+            Atomic,
+            AtomicFlag,
+            Relaxed, //
+        },
+        Arc, //
+    },
+    task::kthread::Thread,
+    time::{
+        delay::fsleep,
+        Delta, //
+    }, //
+};
+
+/// Longer than anything here takes that has nothing to wait for but grace periods.
+const LONG: Delta = Delta::from_millis(100);
+
+fn flag() -> Result<Arc<AtomicFlag>> {
+    Ok(Arc::new(AtomicFlag::new(false), GFP_KERNEL)?)
+}
+
+/// Whether `flag` is set before long.
+fn comes(flag: &AtomicFlag) -> bool {
+    for _ in 0..10_000 {
+        if flag.load(Relaxed) {
+            return true;
+        }
+        fsleep(Delta::from_micros(200));
+    }
+    false
+}
+
+/// What a thread drops. Dropping a client does not use what it records by.
+struct Dropped<T>(T);
+
+// SAFETY: The other threads do not use it any more.
+unsafe impl<T> Send for Dropped<T> {}
+
+impl<T> Dropped<T> {
+    fn drop_it(self) {}
+}
+
+/// Drops `what` in a thread, which then sets the flag.
+///
+/// # Safety
+///
+/// The result is not forgotten.
+unsafe fn drop_in_thread<'a, T: 'a>(what: T) -> Result<(Arc<AtomicFlag>, Thread<'a>)> {
+    let what = Dropped(what);
+    let dropped = flag()?;
+    let ended = dropped.clone();
+    // SAFETY: By the safety requirements.
+    let thread = unsafe {
+        Thread::spawn(c"physdma_going", move |_| {
+            what.drop_it();
+            ended.store(true, Relaxed);
+        })
+    }?;
+    Ok((dropped, thread))
+}
+
+/// The mapping of a client that goes is waited for by whoever revokes the memory, too.
+fn client_goes(dev: &pci::Device<Bound>) -> Result {
+    let recorder = Recorder::new();
+    let (going, revoking);
+    let leaver = KBox::new(client(&recorder, LIMITS)?, GFP_KERNEL)?;
+    let range = open(dev, 0, PART)?;
+    let list = [at(&range, 0, 0x1000)?];
+    // SAFETY: The client waits, before it goes, until nothing is mapped any more.
+    let borrowed: &Client<'_, _> = unsafe { &*core::ptr::from_ref(&*leaver) };
+    let mut slot = Mapping::default();
+
+    map(borrowed, &mut slot, Raw::new(&list)?)?;
+    // SAFETY: It is dropped at the end of this function.
+    going = unsafe { drop_in_thread(leaver) }?;
+    fsleep(LONG);
+    // SAFETY: As above.
+    revoking = unsafe { drop_in_thread(range) }?;
+    fsleep(LONG);
+    let waited = !going.0.load(Relaxed) && !revoking.0.load(Relaxed);
+    slot.unmap();
+    check!(waited);
+    check!(comes(&going.0) && comes(&revoking.0));
+    Ok(())
+}
+
+/// Takes its time when it is told.
+struct Slow {
+    begun: AtomicFlag,
+    may_end: AtomicFlag,
+    ended: AtomicFlag,
+}
+
+impl Holder for Slow {
+    fn name(&self) -> &CStr {
+        c"slow"
+    }
+
+    fn revoke(&self) {
+        self.begun.store(true, Relaxed);
+        comes(&self.may_end);
+        self.ended.store(true, Relaxed);
+    }
+}
+
+/// Who does not hold any more is not called any more.
+fn holder_goes(dev: &pci::Device<Bound>) -> Result {
+    let slow = Arc::new(
+        Slow {
+            begun: AtomicFlag::new(false),
+            may_end: AtomicFlag::new(false),
+            ended: AtomicFlag::new(false),
+        },
+        GFP_KERNEL,
+    )?;
+    let range = open(dev, 0, PART)?;
+    let hold = range.provider().hold(slow.clone())?;
+    // SAFETY: Both are dropped at the end of this function.
+    let revoking = unsafe { drop_in_thread(range) }?;
+    check!(comes(&slow.begun));
+    // SAFETY: As above.
+    let letting_go = unsafe { drop_in_thread(hold) }?;
+    fsleep(LONG);
+    let waited = !letting_go.0.load(Relaxed);
+    slow.may_end.store(true, Relaxed);
+    check!(waited);
+    check!(comes(&letting_go.0) && slow.ended.load(Relaxed));
+    check!(comes(&revoking.0));
+    Ok(())
+}
+
+/// Counts how often it was asked to forget what is unmapped.
+struct Counts(Atomic<u32>);
+
+impl Topology for Counts {
+    fn device(&self) -> Option<&Device> {
+        None
+    }
+
+    fn route(&self, memory: &BarRange) -> Result<(Route, u32), Refused> {
+        script(memory)
+    }
+
+    fn flush(&self) {
+        self.0.fetch_add(1, Relaxed);
+    }
+}
+
+/// An IOMMU that unmaps lazily has forgotten the memory when it is revoked; none is asked that did
+/// not take part.
+fn iommu_forgets(dev: &pci::Device<Bound>) -> Result {
+    let counts = Arc::new(Counts(Atomic::new(0)), GFP_KERNEL)?;
+    let recorder = Recorder::new();
+    *recorder.topology.borrow_mut() = Some(counts.clone());
+    let _client = Client::with_backend(&recorder, LIMITS)?;
+    // Through the host bridge; by a bus address; its own; not at all.
+    for (part, wanted) in [(3, 1), (0, 1), (2, 1), (5, 1), (4, 2)] {
+        let range: Registration<'_> = open(dev, part * PART, PART)?;
+        drop(range);
+        check!(counts.0.load(Relaxed) == wanted);
+    }
+    Ok(())
+}
+
+#[kunit_tests(physdma_going)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn client_that_goes_is_waited_for() -> Result {
+        with_memory(client_goes)
+    }
+
+    #[test]
+    fn holder_that_goes_waits_until_it_was_told() -> Result {
+        with_memory(holder_goes)
+    }
+
+    #[test]
+    fn lazy_iommu_is_flushed() -> Result {
+        with_memory(iommu_forgets)
+    }
+}
