@@ -60,6 +60,7 @@ pub use self::backend::{
     Memory, //
 };
 pub use self::bvec::{
+    BvecKind,
     Cursor,
     Limits,
     Merge,

@@ -22,6 +22,7 @@ use super::{
         Route,
         Topology, //
     },
+    BvecKind,
     PhysBvec, //
 };
 use crate::{
@@ -332,7 +333,7 @@ impl Provider {
         if piece.last() > self.0.range.last {
             return Err(EINVAL);
         }
-        Ok(piece)
+        Ok(piece.with_kind(BvecKind::Provider))
     }
 
     /// Has `holder` told when the memory goes, for as long as the returned value lives. May sleep.
