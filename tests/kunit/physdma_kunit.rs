@@ -18,6 +18,8 @@ mod map;
 mod memory;
 #[path = "physdma/mixed.rs"]
 mod mixed;
+#[path = "physdma/pinned.rs"]
+mod pinned;
 #[path = "physdma/recorder.rs"]
 mod recorder;
 #[path = "physdma/registry.rs"]
@@ -43,6 +45,13 @@ impl kernel::Module for PhysdmaKunit {
     fn init(_module: &'static ThisModule) -> Result<Self> {
         // SAFETY: Called exactly once; the tests run afterwards.
         unsafe { bound::init() };
+        pinned::init()?;
         Ok(Self)
+    }
+}
+
+impl Drop for PhysdmaKunit {
+    fn drop(&mut self) {
+        pinned::exit();
     }
 }
