@@ -28,6 +28,12 @@ test: kernel ## all tests; ONLY=kunit/... runs a part; report in build/reports/t
 test-debug: kernel-debug ## all tests on a kernel with KASAN, UBSAN, lockdep and the like
 	@PYTHONPATH=scripts python3 -B -m harness test --debug
 
+test-kind: kernel-kind ## tests and P2P scenarios with CONFIG_PHYSDMA_BVEC_KIND, a PhysBvec of 16 bytes
+	@PYTHONPATH=scripts python3 -B -m harness test --kind
+
+test-configs: kernel ## tests without each of PCI_P2PDMA, IOMMU and BLOCK, in build/kernel-without
+	@PYTHONPATH=scripts python3 -B -m harness configs
+
 soak: kernel ## under I/O: 50 unbinds, 50 resets, 10 time-outs, on a strict IOMMU and without
 	@UNBINDS=50 RESETS=50 TIMEOUTS=10 ONLY=qemu/recovery \
 		PYTHONPATH=scripts python3 -B -m harness test
@@ -49,6 +55,9 @@ kernel: linux ## configures and builds the kernel, and nothing else
 
 kernel-debug: linux ## the same for the kernel that test-debug boots
 	@scripts/kernel.sh kernel-debug
+
+kernel-kind: kernel ## the same for the kernel that test-kind boots
+	@scripts/kernel.sh kernel-kind
 
 linux: packages ## the kernel's source with patches/ and this project in it
 	@scripts/graft.sh
@@ -74,5 +83,6 @@ patch-refresh: ## [PATCH=...]: takes edits in build/linux into the patch
 clean: ## removes build/; the cache with the kernel's source stays
 	rm -rf build
 
-.PHONY: help run test test-debug soak fuzz bench-quick lint shell kernel kernel-debug linux
+.PHONY: help run test test-debug test-kind test-configs soak fuzz bench-quick lint shell
+.PHONY: kernel kernel-debug kernel-kind linux
 .PHONY: packages packages-lint packages-fuzz patch-new patch-add patch-refresh clean

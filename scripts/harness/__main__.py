@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0
 """What the Makefile calls.
 
-    python3 -m harness test [--debug]    all tests; ONLY= in the environment: some
+    python3 -m harness test [--debug|--kind]  all tests; ONLY= in the environment: some
+    python3 -m harness configs           the layer's own tests, without what it can do without
     python3 -m harness run               the demonstration
     python3 -m harness shell [MODE]      a machine to try things in
 """
@@ -10,6 +11,7 @@ import argparse
 import os
 import subprocess
 import sys
+import time
 import traceback
 from concurrent.futures import ThreadPoolExecutor
 
@@ -20,11 +22,15 @@ from .topology import IOMMU_MODES, Machine, Ssd
 from .vm import boot_command
 
 
+# What depends on the kind in a PhysBvec.
+KIND = "host kunit doctest qemu/p2p_* qemu/page_backed qemu/ivshmem qemu/routes qemu/scattered qemu/c_calls"
+
+
 def test(kernel_name: str) -> int:
     """Everything that ONLY asks for, two machines at a time."""
     kernel = BUILD / kernel_name
-    report = "test.json" if kernel_name == "kernel" else "test-debug.json"
-    results = Results(REPORTS / report, os.environ.get("ONLY", ""))
+    only = os.environ.get("ONLY") or (KIND if kernel_name == "kernel-kind" else "")
+    results = Results(REPORTS / f"{kernel_name.replace('kernel', 'test')}.json", only)
     initramfs(kernel)
     jobs = []
     suites = [name for name in kunit.suites(kernel) if results.wanted(f"kunit/{name}")]
@@ -43,6 +49,37 @@ def test(kernel_name: str) -> int:
                 job.result()
             except Exception:  # a mistake in the runner must not pass for success
                 results.add(suite, "runner", "failed", 0, traceback.format_exc())
+    return results.finish()
+
+
+def configs() -> int:
+    """Builds kernels without what scripts/without/ takes away, one after the
+    other in one directory, and runs on each the tests that are left."""
+    results = Results(REPORTS / "test-configs.json", os.environ.get("ONLY", ""))
+    for path in sorted((ROOT / "scripts/without").glob("*.config")):
+        name = f"without-{path.stem}"
+        if not results.wanted(name):
+            continue
+        start = time.monotonic()
+        build = subprocess.run([ROOT / "scripts/kernel.sh", "kernel-without", path.stem],
+                               check=False, stdin=subprocess.DEVNULL)
+        results.add(name, "builds", "failed" if build.returncode else "passed",
+                    time.monotonic() - start)
+        if build.returncode:
+            continue
+        # By a name of its own, which the reports have too.
+        kernel = BUILD / name
+        kernel.unlink(missing_ok=True)
+        kernel.symlink_to("kernel-without")
+        part = results.part(name)
+        built = kunit.suites(kernel)
+        for module in sorted({path.stem for path in (ROOT / "tests/kunit").glob("*_kunit.*")}):
+            if module not in built:
+                part.add(f"kunit/{module}", "module", "skipped", 0, f"not built {name}")
+        kunit.run_suites(part, kernel, built)
+        kunit.run_doctests(part, kernel)
+    results.add("without-SWIOTLB", "builds", "skipped", 0,
+                "x86_64 selects SWIOTLB, as do both of its IOMMU drivers")
     return results.finish()
 
 
@@ -79,12 +116,18 @@ def main() -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("run")
     tests = commands.add_parser("test")
-    tests.add_argument("--debug", action="store_true", help="on the kernel full of checks")
+    tests.add_argument("--debug", dest="kernel", action="store_const", const="kernel-debug",
+                       default="kernel", help="on the kernel full of checks")
+    tests.add_argument("--kind", dest="kernel", action="store_const", const="kernel-kind",
+                       help="on the kernel with CONFIG_PHYSDMA_BVEC_KIND")
+    commands.add_parser("configs")
     shells = commands.add_parser("shell")
     shells.add_argument("mode", nargs="?", default="strict", choices=IOMMU_MODES)
     arguments = parser.parse_args()
     if arguments.command == "test":
-        return test("kernel-debug" if arguments.debug else "kernel")
+        return test(arguments.kernel)
+    if arguments.command == "configs":
+        return configs()
     if arguments.command == "run":
         return run()
     return shell(arguments.mode)
