@@ -30,6 +30,12 @@ test: $(if $(or $(if $(ONLY),,all),$(filter-out host%,$(ONLY))),kernel,packages)
 test-debug: kernel-debug ## all tests on a kernel with KASAN, UBSAN, lockdep and the like
 	@PYTHONPATH=scripts python3 -B -m harness test --debug
 
+test-kind: kernel-kind ## tests and P2P scenarios with CONFIG_PHYSDMA_BVEC_KIND, a PhysBvec of 16 bytes
+	@PYTHONPATH=scripts python3 -B -m harness test --kind
+
+test-configs: kernel ## tests without each of PCI_P2PDMA, IOMMU and BLOCK, in build/kernel-without
+	@PYTHONPATH=scripts python3 -B -m harness configs
+
 soak: kernel ## memory goes and drivers go under I/O, a thousand times; adds a line to tests/soaks.md
 	@PYTHONPATH=scripts python3 -B -m harness soak
 
@@ -60,6 +66,9 @@ kernel: linux ## configures and builds the kernel, and nothing else
 kernel-debug: linux ## the same for the kernel that test-debug boots
 	@scripts/kernel.sh kernel-debug
 
+kernel-kind: kernel ## the same for the kernel that test-kind boots
+	@scripts/kernel.sh kernel-kind
+
 linux: packages ## the kernel's source with patches/ and this project in it
 	@scripts/graft.sh
 
@@ -84,6 +93,6 @@ patch-refresh: ## [PATCH=...]: takes edits in build/linux into the patch
 clean: ## removes build/; the cache with the kernel's source stays
 	rm -rf build
 
-.PHONY: help run test test-debug soak soak-debug fuzz bench-quick lint doc module shell
-.PHONY: kernel kernel-debug linux
+.PHONY: help run test test-debug test-kind test-configs soak soak-debug fuzz bench-quick lint
+.PHONY: doc module shell kernel kernel-debug kernel-kind linux
 .PHONY: packages packages-lint packages-fuzz patch-new patch-add patch-refresh clean

@@ -3,10 +3,13 @@
 #
 # Configures and builds build/linux.
 #
-# Usage: kernel.sh kernel         into build/kernel
-#        kernel.sh kernel-debug   into build/kernel-debug, with scripts/debug.config
-#        ... config               configures only
-#        ... doc                  then makes the reference of the kernel crate
+# Usage: kernel.sh kernel               into build/kernel
+#        kernel.sh kernel-debug         into build/kernel-debug, with scripts/debug.config
+#        kernel.sh kernel-kind          into build/kernel-kind, with CONFIG_PHYSDMA_BVEC_KIND
+#        kernel.sh kernel-without NAME  into build/kernel-without, without what
+#                                       scripts/without/NAME.config takes away
+#        ... config                     configures only
+#        ... doc                        then makes the reference of the kernel crate
 set -euo pipefail
 . "$(dirname "$0")/common.sh"
 
@@ -17,7 +20,15 @@ NAME=$1
 OUT=$BUILD/$NAME
 LINES_OF_BUILD=2500	# that a whole build writes
 FRAGMENTS=("$ROOT/scripts/kernel.config")
-[ "$NAME" = kernel ] || FRAGMENTS+=("$ROOT/scripts/debug.config")
+ASKED=${#FRAGMENTS[@]}	# how many of them are not to be checked: see check_config
+case $NAME in
+kernel) ASKED=0 ;;
+kernel-debug) FRAGMENTS+=("$ROOT/scripts/debug.config") ASKED=0 ;;
+kernel-kind) FRAGMENTS+=("$ROOT/scripts/kind.config") ASKED=0 ;;
+# What depends on what is missing goes with it.
+kernel-without) FRAGMENTS+=("$ROOT/scripts/without/$2.config") && shift ;;
+*) die "there is no kernel $NAME" ;;
+esac
 
 # What the configuration follows from; the same again need not be done again.
 inputs() {
@@ -39,7 +50,7 @@ make_config() {
 
 # Every option asked for must be in the result; the last fragment wins.
 check_config() {
-	cat "${FRAGMENTS[@]}" | awk -v result="$1" '
+	cat "${FRAGMENTS[@]:ASKED}" | awk -v result="$1" '
 		function option(line) { return line ~ /^CONFIG_/ ? substr(line, 1, index(line, "=") - 1) : $2 }
 		/^CONFIG_.*=/ || /^# CONFIG_.* is not set$/ {
 			want[option($0)] = ($0 ~ /^#/ || $0 ~ /=n$/) ? "n" : substr($0, index($0, "=") + 1)
@@ -72,6 +83,16 @@ configure() {
 	echo "$sum" > "$stamp"
 }
 
+# Much of it is the same as in the first one.
+if [ "$NAME" = kernel-kind ] || [ "$NAME" = kernel-without ]; then
+	if ! [ -e "$OUT" ] && [ -e "$BUILD/kernel/vmlinux" ]; then
+		say "build/$NAME begins as a copy of build/kernel"
+		rm -rf "$OUT.tmp"
+		cp -a --reflink=auto "$BUILD/kernel" "$OUT.tmp"
+		rm -f "$OUT.tmp/.physdma-config"
+		mv "$OUT.tmp" "$OUT"
+	fi
+fi
 configure
 [ "${2:-}" = config ] && exit
 LOG=$REPORTS/$NAME-build.log

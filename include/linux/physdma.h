@@ -27,12 +27,17 @@ struct physdma_provider;
  * struct physdma_bvec - a piece of memory
  * @phys: physical address of the first byte
  * @len: length in bytes, not 0
+ * @kind: what is known of it, see rust/kernel/physdma/bvec.rs; 0 for nothing
  *
- * Memory and nothing else, 12 bytes where phys_addr_t has 64 bits.
+ * Memory and nothing else, 12 bytes where phys_addr_t has 64 bits. With
+ * CONFIG_PHYSDMA_BVEC_KIND 16 bytes.
  */
 struct physdma_bvec {
 	phys_addr_t phys;
 	u32 len;
+#ifdef CONFIG_PHYSDMA_BVEC_KIND
+	u32 kind;
+#endif
 } __packed __aligned(4);
 
 /**
@@ -329,7 +334,8 @@ int physdma_route(struct physdma_client *client,
  *	wraps; there are more segments than the client can take, or more bytes
  *	than can be mapped at once; or there is no route to a provider, for the
  *	reason that physdma_route() gives and the log has
- *	-EFAULT: no provider has registered a piece, and @miss says refuse
+ *	-EFAULT: @miss says refuse, and no provider has registered a piece, or one
+ *	that hands it out by its pages
  *	-ENODEV: the memory is being revoked
  *	-EBUSY: @mapping has something mapped still
  *	-EPERM: memory of a provider would have to be bounced

@@ -7,6 +7,7 @@
 #include <linux/highmem.h>
 #include <linux/iommu.h>
 #include <linux/iommu-dma.h>
+#include <linux/memremap.h>
 #include <linux/mm.h>
 #include <linux/percpu.h>
 #include <linux/sched/task_stack.h>
@@ -109,13 +110,26 @@ __rust_helper u64 rust_helper_physdma_counter_sum(u64 *counter)
 	return sum;
 }
 
-/* Maps the page of @phys, if there is one; the address of @phys itself. */
+/* The page of @phys, which must have one. */
+__rust_helper struct page *rust_helper_physdma_page_of(phys_addr_t phys)
+{
+	return pfn_to_page(PHYS_PFN(phys));
+}
+
+/*
+ * Maps the page of @phys, if there is one that the CPU can use as RAM; the
+ * address of @phys itself.
+ */
 __rust_helper void *rust_helper_physdma_kmap(phys_addr_t phys)
 {
+	struct page *page;
+
 	if (!pfn_valid(PHYS_PFN(phys)))
 		return NULL;
-	return kmap_local_page(pfn_to_page(PHYS_PFN(phys))) +
-	       offset_in_page(phys);
+	page = pfn_to_page(PHYS_PFN(phys));
+	if (is_device_private_page(page) || is_pci_p2pdma_page(page))
+		return NULL;
+	return kmap_local_page(page) + offset_in_page(phys);
 }
 
 /* Whether DMA can be done to @addr. May sleep: it looks at the resource tree. */

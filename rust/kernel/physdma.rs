@@ -9,7 +9,7 @@
 //! - [`PhysBvec`] is one piece of it, 12 bytes; [`Merge`], [`Cursor`] and [`Limits`] join, walk
 //!   and cut pieces;
 //! - a [`Source`] is where pieces come from, and knows what kind of memory they can be:
-//!   [`ReqBvecs`], [`Pages`], [`Virt`], [`Mixed`], [`Raw`];
+//!   [`ReqBvecs`], [`Pages`], [`Virt`], [`Mixed`], [`Raw`]; [`Pinned`] memory of user space;
 //! - a [`Provider`] is memory of a PCI device that others may do DMA to; a [`Registration`] makes
 //!   it one, and [`provider_of`] finds it by its physical address;
 //! - a [`Route`] is how a device reaches a provider; [`Refused`] says why it does not;
@@ -41,6 +41,8 @@ mod iova;
 mod map;
 #[cfg(CONFIG_MMU)]
 mod mmap;
+#[cfg(CONFIG_MMU)]
+mod pinned;
 mod plan;
 mod pool;
 mod provider;
@@ -66,6 +68,7 @@ pub use self::backend::{
     Memory, //
 };
 pub use self::bvec::{
+    BvecKind,
     Cursor,
     Limits,
     Merge,
@@ -86,6 +89,12 @@ pub use self::map::{
     Path,
     Segment,
     Segments, //
+};
+#[cfg(CONFIG_MMU)]
+pub use self::pinned::{
+    Pinned,
+    PinnedBvecs,
+    PinnedMapping, //
 };
 pub use self::provider::{
     Allocation,

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0
 """What the Makefile calls.
 
-    python3 -m harness test [--debug]    all tests; ONLY= in the environment: some
+    python3 -m harness test [--debug|--kind]  all tests; ONLY= in the environment: some
     python3 -m harness soak [--debug]    what is done again and again, many times
+    python3 -m harness configs           the layer's own tests, without what it can do without
     python3 -m harness run               the demonstration
     python3 -m harness shell [MODE]      a machine to try things in
 """
@@ -11,6 +12,7 @@ import argparse
 import os
 import subprocess
 import sys
+import time
 import traceback
 from concurrent.futures import ThreadPoolExecutor
 from datetime import date
@@ -28,6 +30,9 @@ SOAK = {
     "CANARY": "60",
 }
 SOAKS = ROOT / "tests/soaks.md"
+
+# What depends on the kind in a PhysBvec.
+KIND = "host kunit doctest qemu/p2p_* qemu/page_backed qemu/ivshmem qemu/routes qemu/scattered qemu/c_calls"
 
 
 def test(kernel_name: str) -> int:
@@ -60,8 +65,8 @@ def soak(kernel_name: str) -> int:
 def run_tests(kernel_name: str) -> Results:
     """Runs everything that ONLY asks for."""
     kernel = BUILD / kernel_name
-    report = "test.json" if kernel_name == "kernel" else "test-debug.json"
-    results = Results(REPORTS / report, os.environ.get("ONLY", ""))
+    only = os.environ.get("ONLY") or (KIND if kernel_name == "kernel-kind" else "")
+    results = Results(REPORTS / f"{kernel_name.replace('kernel', 'test')}.json", only)
     jobs = []
     if results.wanted("kunit"):
         there = kunit.suites(kernel)
@@ -84,6 +89,37 @@ def run_tests(kernel_name: str) -> Results:
             except Exception:  # a mistake in the runner must not pass for success
                 results.add(suite, "runner", "failed", 0, traceback.format_exc())
     return results
+
+
+def configs() -> int:
+    """Builds kernels without what scripts/without/ takes away, one after the
+    other in one directory, and runs on each the tests that are left."""
+    results = Results(REPORTS / "test-configs.json", os.environ.get("ONLY", ""))
+    for path in sorted((ROOT / "scripts/without").glob("*.config")):
+        name = f"without-{path.stem}"
+        if not results.wanted(name):
+            continue
+        start = time.monotonic()
+        build = subprocess.run([ROOT / "scripts/kernel.sh", "kernel-without", path.stem],
+                               check=False, stdin=subprocess.DEVNULL)
+        results.add(name, "builds", "failed" if build.returncode else "passed",
+                    time.monotonic() - start)
+        if build.returncode:
+            continue
+        # By a name of its own, which the reports have too.
+        kernel = BUILD / name
+        kernel.unlink(missing_ok=True)
+        kernel.symlink_to("kernel-without")
+        part = results.part(name)
+        built = kunit.suites(kernel)
+        for module in sorted({path.stem for path in (ROOT / "tests/kunit").glob("*_kunit.*")}):
+            if module not in built:
+                part.add(f"kunit/{module}", "module", "skipped", 0, f"not built {name}")
+        kunit.run_suites(part, kernel, built)
+        kunit.run_doctests(part, kernel)
+    results.add("without-SWIOTLB", "builds", "skipped", 0,
+                "x86_64 selects SWIOTLB, as do both of its IOMMU drivers")
+    return results.finish()
 
 
 def run() -> int:
@@ -124,13 +160,18 @@ def main() -> int:
     commands.add_parser("run")
     for name in "test", "soak":
         tests = commands.add_parser(name)
-        tests.add_argument("--debug", action="store_true", help="on the kernel full of checks")
+        tests.add_argument("--debug", dest="kernel", action="store_const", const="kernel-debug",
+                           default="kernel", help="on the kernel full of checks")
+        tests.add_argument("--kind", dest="kernel", action="store_const", const="kernel-kind",
+                           help="on the kernel with CONFIG_PHYSDMA_BVEC_KIND")
+    commands.add_parser("configs")
     shells = commands.add_parser("shell")
     shells.add_argument("mode", nargs="?", default="strict", choices=IOMMU_MODES)
     arguments = parser.parse_args()
     if arguments.command in ("test", "soak"):
-        execute = {"test": test, "soak": soak}[arguments.command]
-        return execute("kernel-debug" if arguments.debug else "kernel")
+        return {"test": test, "soak": soak}[arguments.command](arguments.kernel)
+    if arguments.command == "configs":
+        return configs()
     if arguments.command == "run":
         return run()
     return shell(arguments.mode)

@@ -63,6 +63,10 @@ class Results:
                 times[found[1]] = times.get(found[1], 0) + int(found[2])
         return ", ".join(f"{name}: {number}" for name, number in times.items())
 
+    def part(self, name: str) -> "Part":
+        """For the results of a part, which has this name before those of its suites."""
+        return Part(self, name)
+
     def finish(self) -> int:
         """Writes the report, prints the last line; 0 if all is well."""
         self._report.parent.mkdir(parents=True, exist_ok=True)
@@ -79,3 +83,15 @@ class Results:
         print(f"{count['passed']} passed, {count['failed']} failed, {count['skipped']} skipped",
               flush=True)
         return 1 if count["failed"] or not count["passed"] else 0
+
+
+class Part:
+    """A part of the results, see Results.part()."""
+
+    def __init__(self, results: Results, name: str):
+        self._results = results
+        self._name = name
+
+    def add(self, suite: str, case: str, result: str, seconds: float, detail: str = "") -> None:
+        """As in Results."""
+        self._results.add(f"{self._name}/{suite}", case, result, seconds, detail)

@@ -23,6 +23,8 @@ mod mixed;
 #[cfg(CONFIG_MMU)]
 #[path = "physdma/mmap.rs"]
 mod mmap;
+#[path = "physdma/pinned.rs"]
+mod pinned;
 #[path = "physdma/recorder.rs"]
 mod recorder;
 #[path = "physdma/registry.rs"]
@@ -51,6 +53,7 @@ impl kernel::Module for PhysdmaKunit {
         #[cfg(CONFIG_MMU)]
         // SAFETY: As above.
         unsafe { mmap::init() }?;
+        pinned::init()?;
         Ok(Self)
     }
 }
@@ -59,5 +62,6 @@ impl Drop for PhysdmaKunit {
     fn drop(&mut self) {
         #[cfg(CONFIG_MMU)]
         mmap::exit();
+        pinned::exit();
     }
 }

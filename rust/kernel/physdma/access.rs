@@ -123,6 +123,10 @@ fn with_chunks<S: Source>(
         };
         ahead = rest;
         match owner {
+            // As in `map()`.
+            Some(provider) if provider.has_pages() && !S::PAGES && source.miss() != Miss::Ram => {
+                return Err(EFAULT)
+            }
             Some(provider) => {
                 let offset = wide(head.phys() - provider.range().first());
                 let window = provider.window_of_any(offset, head.len())?;
@@ -155,7 +159,8 @@ fn in_page(piece: PhysBvec) -> usize {
 /// # Errors
 ///
 /// - `EINVAL`: the source is shorter.
-/// - `EFAULT`: a part of it is neither RAM nor a provider's memory.
+/// - `EFAULT`: a part of it is neither RAM nor a provider's memory; or it is memory with pages, but
+///   the source has its address only.
 /// - `ENODEV`: the provider's memory is being revoked.
 /// - `ENOMEM`.
 ///

@@ -12,7 +12,10 @@ use super::PhysAddr;
 ///
 /// The page-less counterpart of the C `struct bio_vec`: 12 bytes where `phys_addr_t` has 64 bits,
 /// 8 where it has 32. It says nothing about what kind of memory it is: that is known by the
-/// [`Source`] it came from.
+/// [`Source`] it came from. With `CONFIG_PHYSDMA_BVEC_KIND` it says that too, in four bytes more:
+/// see [`BvecKind`].
+///
+/// Two pieces are equal if they are the same memory, whatever is said of its kind.
 ///
 /// [`Source`]: super::Source
 ///
@@ -36,15 +39,75 @@ use super::PhysAddr;
 /// assert!(PhysBvec::new(kernel::io::PhysAddr::MAX, 2).is_none());
 /// # Ok::<(), Error>(())
 /// ```
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug)]
 #[repr(C, packed(4))]
 pub struct PhysBvec {
     phys: PhysAddr,
     len: u32,
+    /// A [`BvecKind`], or any other number that C left there.
+    #[cfg(CONFIG_PHYSDMA_BVEC_KIND)]
+    kind: u32,
 }
 
-// The whole point of the type: nothing but the two numbers.
-const _: () = assert!(size_of::<PhysBvec>() == size_of::<PhysAddr>() + size_of::<u32>());
+// The whole point of the type: nothing but the two numbers, or three.
+const _: () = assert!(
+    size_of::<PhysBvec>()
+        == size_of::<PhysAddr>() + size_of::<u32>() * (1 + BvecKind::STORED as usize)
+);
+
+/// What a [`PhysBvec`] itself says of its memory.
+///
+/// With `CONFIG_PHYSDMA_BVEC_KIND` those who know say so, and [`Client::map`] does not look up what
+/// is known to be RAM. Without, it is always [`BvecKind::Unknown`].
+///
+/// It never makes memory RAM that the source does not vouch for: a piece outlives the memory that
+/// it was made of.
+///
+/// [`Client::map`]: super::Client::map
+///
+/// # Examples
+///
+/// ```
+/// use kernel::physdma::{BvecKind, PhysBvec, Source, Virt};
+///
+/// // Nobody knows what is at a mere address.
+/// let piece = PhysBvec::new(0x1000, 0x200).ok_or(EINVAL)?;
+/// assert_eq!(piece.kind(), BvecKind::Unknown);
+///
+/// let buf = KVec::from_elem(0u8, 16, GFP_KERNEL)?;
+/// // SAFETY: Nothing is mapped.
+/// let piece = unsafe { Virt::new(&buf[..]) }?.next().ok_or(EINVAL)?;
+/// if BvecKind::STORED {
+///     assert_eq!(piece.kind(), BvecKind::Ram);
+/// }
+/// # Ok::<(), Error>(())
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum BvecKind {
+    /// Not said: the registry knows if it is a provider's, and the source if it is RAM otherwise.
+    Unknown = 0,
+    /// RAM, or what is for DMA as RAM is.
+    Ram = 1,
+    /// A provider's.
+    Provider = 2,
+    /// Memory that no other device can reach.
+    Private = 3,
+}
+
+impl BvecKind {
+    /// Whether a [`PhysBvec`] has room for it: `CONFIG_PHYSDMA_BVEC_KIND`.
+    pub const STORED: bool = cfg!(CONFIG_PHYSDMA_BVEC_KIND);
+}
+
+impl PartialEq for PhysBvec {
+    #[inline]
+    fn eq(&self, other: &Self) -> bool {
+        self.phys() == other.phys() && self.len() == other.len()
+    }
+}
+
+impl Eq for PhysBvec {}
 
 #[expect(clippy::len_without_is_empty)] // It never is.
 impl PhysBvec {
@@ -58,7 +121,39 @@ impl PhysBvec {
             return None;
         }
         // INVARIANT: Both were just checked.
-        Some(Self { phys, len })
+        Some(Self {
+            phys,
+            len,
+            #[cfg(CONFIG_PHYSDMA_BVEC_KIND)]
+            kind: BvecKind::Unknown as u32,
+        })
+    }
+
+    /// The same memory, of which it is known what it is.
+    #[inline]
+    pub(crate) const fn with_kind(self, kind: BvecKind) -> Self {
+        // INVARIANT: The memory is the same.
+        #[cfg(CONFIG_PHYSDMA_BVEC_KIND)]
+        let this = Self {
+            kind: kind as u32,
+            ..self
+        };
+        #[cfg(not(CONFIG_PHYSDMA_BVEC_KIND))]
+        let (this, _) = (self, kind);
+        this
+    }
+
+    /// What the piece says of its memory.
+    #[inline]
+    pub const fn kind(self) -> BvecKind {
+        #[cfg(CONFIG_PHYSDMA_BVEC_KIND)]
+        match self.kind {
+            1 => return BvecKind::Ram,
+            2 => return BvecKind::Provider,
+            3 => return BvecKind::Private,
+            _ => (),
+        }
+        BvecKind::Unknown
     }
 
     /// The physical address of the first byte.
@@ -112,33 +207,43 @@ impl PhysBvec {
         }
         // INVARIANT: `0 < at < self.len`, so neither part is empty, and both lie within `self`.
         (
-            Self {
-                phys: self.phys,
-                len: at,
-            },
+            Self { len: at, ..self },
             Some(Self {
                 phys: self.phys + at as PhysAddr,
                 len: self.len - at,
+                ..self
             }),
         )
     }
 
     /// Joins `next` to the end of this piece.
     ///
-    /// Returns [`None`] when `next` does not start where this piece ends, or the sum of the
-    /// lengths does not fit.
+    /// Returns [`None`] when `next` does not start where this piece ends, the sum of the lengths
+    /// does not fit, or they say that they are of different kinds.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use kernel::physdma::PhysBvec;
+    ///
+    /// let piece = PhysBvec::new(0x1000, 0x300).ok_or(EINVAL)?;
+    /// let next = PhysBvec::new(0x1300, 0x100).ok_or(EINVAL)?;
+    /// assert_eq!(piece.join(next), PhysBvec::new(0x1000, 0x400));
+    /// assert_eq!(next.join(piece), None);
+    /// # Ok::<(), Error>(())
+    /// ```
     #[inline]
     pub const fn join(self, next: Self) -> Option<Self> {
         // An end of zero is the end of the address space, where nothing can follow.
         if self.end() == 0 || self.end() != next.phys {
             return None;
         }
+        if self.kind() as u32 != next.kind() as u32 {
+            return None;
+        }
         match self.len.checked_add(next.len) {
             // INVARIANT: The joined piece is not empty and ends where `next` ends.
-            Some(len) => Some(Self {
-                phys: self.phys,
-                len,
-            }),
+            Some(len) => Some(Self { len, ..self }),
             None => None,
         }
     }

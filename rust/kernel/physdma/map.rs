@@ -51,6 +51,7 @@ use super::{
         Refused,
         Route, //
     },
+    BvecKind,
     Limits,
     Miss,
     PhysBvec,
@@ -199,9 +200,8 @@ impl<'a, B: Backend> Client<'a, B> {
             merge_boundary: backend.merge_boundary(),
             max_bytes,
             // A request uses one buffer at most. With one in reserve there is always a request
-            // that can go on, and its buffer comes back when it completes. A segment usually
-            // leaves two notes at most: itself, and whose memory it is.
-            spill: Mempool::new(1, 2 * u32::from(limits.max_segments))?,
+            // that can go on, and its buffer comes back when it completes.
+            spill: Mempool::new(1, Note::most(limits.max_segments))?,
             coherent: backend.coherent(),
             member: Member::new(backend.topology()?)?,
             _dev: PhantomData,
@@ -235,15 +235,15 @@ impl<'a, B: Backend> Client<'a, B> {
     ///
     /// May be called in atomic context. Nothing is allocated unless the memory is more than one
     /// piece, cannot become one range, and must be unmapped piece by piece; or belongs to more than
-    /// one provider.
+    /// one provider. What is allocated comes from a reserve then, unless the memory belongs to more
+    /// providers than [`Limits::max_segments`].
     ///
     /// # Errors
     ///
     /// - `EINVAL`: the source is empty, or longer than [`Client::max_bytes`]; or the device has no
-    ///   route to a provider, for the reason that [`Client::route`] gives and the log has; or the
-    ///   memory is of so many providers that more than twice [`Limits::max_segments`] are noted.
+    ///   route to a provider, for the reason that [`Client::route`] gives and the log has.
     /// - `EFAULT`: nobody knows what kind of memory it is: a [`Raw`](super::Raw) list, and no
-    ///   provider owns the address.
+    ///   provider owns the address, or one who hands it out by its pages.
     /// - `ENODEV`: the provider's memory is being revoked.
     /// - `EPERM`: a provider's memory would have to be bounced.
     /// - `ENOMEM`: no IOVA space, page table or bounce buffer could be had. The request can be
@@ -276,7 +276,7 @@ impl<'a, B: Backend> Client<'a, B> {
             run: Run::Ram,
             range: 0,
         };
-        let mapped = if S::UNIFORM || S::MISS == Miss::Ram && !registry::any() {
+        let mapped = if segments.source.is_uniform() || S::MISS == Miss::Ram && !registry::any() {
             segments.map_uniform(bytes)
         } else {
             segments.map_any(bytes)
@@ -346,6 +346,25 @@ enum Note {
     },
     /// What keeps a provider's memory.
     Live(Live),
+    /// The same for what is more than a buffer has room for.
+    More(KBox<KVec<Live>>),
+}
+
+impl Note {
+    /// The most notes of a request. Each segment is a piece, and the first one that is too many is
+    /// noted too. As many providers have room beside them; more are behind one note.
+    const fn most(max_segments: u16) -> u32 {
+        2 * max_segments as u32 + 2
+    }
+
+    /// Whether it keeps the memory of `attachment`'s provider.
+    fn keeps(&self, attachment: &Attachment) -> bool {
+        match self {
+            Self::Piece { .. } => false,
+            Self::Live(live) => live.is_of(attachment),
+            Self::More(list) => list.iter().any(|live| live.is_of(attachment)),
+        }
+    }
 }
 
 // A request's private data are allocated for each tag of each queue.
@@ -418,7 +437,7 @@ impl<'c, B: Backend> Mapping<'c, B> {
     }
 
     /// Keeps the memory of one more provider until all is unmapped.
-    fn keep(&mut self, live: Live, spill: &'c Mempool<Note>) -> Result {
+    fn keep(&mut self, live: Live, client: &'c Client<'c, B>) -> Result {
         if let State::Idle = self.state {
             self.state = State::Noted;
         }
@@ -426,15 +445,33 @@ impl<'c, B: Backend> Mapping<'c, B> {
             self.live = Some(live);
             return Ok(());
         }
-        self.note(Note::Live(live), spill)
+        let room = usize::from(client.limits.max_segments);
+        if self.notes().len() < room {
+            return self.note(Note::Live(live), client);
+        }
+        self.keep_more(live, client)
     }
 
-    fn note(&mut self, note: Note, spill: &'c Mempool<Note>) -> Result {
+    /// The same where there are more of them than segments: providers' memory that one range of
+    /// IOVA space holds.
+    #[cold]
+    fn keep_more(&mut self, live: Live, client: &'c Client<'c, B>) -> Result {
+        if !matches!(self.notes().last(), Some(Note::More(_))) {
+            let list = KBox::new(KVec::new(), GFP_ATOMIC)?;
+            self.note(Note::More(list), client)?;
+        }
+        match self.notes.as_deref_mut().and_then(|notes| notes.last_mut()) {
+            Some(Note::More(list)) => Ok(list.push(live, GFP_ATOMIC)?),
+            _ => Err(EINVAL),
+        }
+    }
+
+    fn note(&mut self, note: Note, client: &'c Client<'c, B>) -> Result {
         let notes = match &mut self.notes {
             Some(notes) => notes,
-            None => self.notes.insert(spill.alloc(GFP_ATOMIC)?),
+            None => self.notes.insert(client.spill.alloc(GFP_ATOMIC)?),
         };
-        // Too many segments, or too many providers.
+        // More pieces than segments: see `Note::most`.
         notes.push(note).map_err(|_| EINVAL)
     }
 
@@ -444,11 +481,10 @@ impl<'c, B: Backend> Mapping<'c, B> {
 
     /// Whether the memory of `attachment`'s provider is kept already.
     fn keeps(&self, attachment: &Attachment) -> bool {
-        let kept = |note: &Note| matches!(note, Note::Live(live) if live.is_of(attachment));
         self.live
             .as_ref()
             .is_some_and(|live| live.is_of(attachment))
-            || self.notes().iter().any(kept)
+            || self.notes().iter().any(|note| note.keeps(attachment))
     }
 }
 
@@ -632,7 +668,7 @@ impl<S: Source, B: Backend> Segments<'_, '_, S, B> {
     fn map_uniform(&mut self, bytes: usize) -> Result {
         let only = self.source.only();
         let first = only.or_else(|| self.source.next()).ok_or(EINVAL)?;
-        if S::UNIFORM && registry::may_own(first) {
+        if self.source.is_uniform() && Self::may_be_owned(first) {
             self.find_run(first)?;
             if only.is_some() {
                 // It has not been taken from the source yet.
@@ -641,6 +677,16 @@ impl<S: Source, B: Backend> Segments<'_, '_, S, B> {
         }
         // Only where it is known that it is one piece there is none behind it.
         self.map_alike(first, if only.is_some() { 0 } else { bytes })
+    }
+
+    /// Whether `piece`, of a source that vouches for RAM, may not be RAM.
+    #[inline]
+    fn may_be_owned(piece: PhysBvec) -> bool {
+        match piece.kind() {
+            BvecKind::Ram => false,
+            BvecKind::Unknown => registry::may_own(piece),
+            BvecKind::Provider | BvecKind::Private => true,
+        }
     }
 
     /// Maps `first`, and all that follows: memory of one kind, `bytes` bytes of it.
@@ -769,8 +815,7 @@ impl<S: Source, B: Backend> Segments<'_, '_, S, B> {
 
     fn remember(&mut self, dma: DmaAddress, len: u32, memory: Memory) -> Result {
         let client = self.client;
-        self.slot
-            .note(Note::Piece { dma, len, memory }, &client.spill)?;
+        self.slot.note(Note::Piece { dma, len, memory }, client)?;
         self.slot.state = State::Spilled {
             backend: client.backend,
             dir: self.dir,
@@ -792,6 +837,10 @@ impl<S: Source, B: Backend> Segments<'_, '_, S, B> {
     fn find_run(&mut self, first: PhysBvec) -> Result {
         let guard = rcu::read_lock();
         let found = self.identify(first, &guard)?;
+        if found.piece.len() != first.len() {
+            // The source says that all of it is alike, but a provider's range begins or ends in it.
+            return Err(EFAULT);
+        }
         self.run = found.run;
         if let Some(attachment) = found.attachment {
             self.keep(attachment, &guard)?;
@@ -854,10 +903,18 @@ impl<S: Source, B: Backend> Segments<'_, '_, S, B> {
     /// Finds out what the first part of `whole` is that is all of one kind.
     #[inline]
     fn identify<'g>(&self, whole: PhysBvec, guard: &'g rcu::Guard) -> Result<Classified<'g>> {
-        let (owner, len) = registry::find(whole, guard);
+        let vouched = self.source.miss() == Miss::Ram;
+        let (owner, len) = match whole.kind() {
+            BvecKind::Ram if vouched => (None, whole.len()),
+            _ => registry::find(whole, guard),
+        };
+        let is_ram = vouched && matches!(whole.kind(), BvecKind::Ram | BvecKind::Unknown);
         let (run, attachment) = match owner {
-            None if self.source.miss() == Miss::Ram => (Run::Ram, None),
+            None if is_ram => (Run::Ram, None),
             None => return Err(EFAULT),
+            // Who has its pages was given it by its driver, which trusts what it has not given away;
+            // an address says nothing of that.
+            Some(owner) if owner.has_pages && !S::PAGES && !vouched => return Err(EFAULT),
             Some(owner) => {
                 // SAFETY: We borrow the client, so it does not go.
                 let attachment =
@@ -888,8 +945,7 @@ impl<S: Source, B: Backend> Segments<'_, '_, S, B> {
             return Ok(());
         }
         let live = Live::new(&attachment, guard).ok_or(ENODEV)?;
-        let client = self.client;
-        self.slot.keep(live, &client.spill)
+        self.slot.keep(live, self.client)
     }
 
     /// Makes all that has to be mapped one range of `bytes` bytes, if there is IOVA space.

@@ -26,6 +26,7 @@ use super::{
         BarRange,
         Topology, //
     },
+    BvecKind,
     PhysBvec, //
 };
 use crate::{
@@ -241,7 +242,7 @@ impl Provider {
         if piece.last() > self.0.range.last {
             return Err(EINVAL);
         }
-        Ok(piece)
+        Ok(piece.with_kind(BvecKind::Provider))
     }
 
     /// Has `holder` told when the memory goes, for as long as the returned value lives. May sleep.

@@ -9,6 +9,8 @@
 
 use super::{
     bvec::wide,
+    registry,
+    BvecKind,
     Merge,
     PhysBvec, //
 };
@@ -17,18 +19,33 @@ use crate::block::mq::{
     Bvecs,
     Request, //
 };
+#[cfg(CONFIG_BLOCK)]
+use crate::page::BorrowedPage;
 use crate::{
     bindings,
+    do_once_lite,
     io::PhysAddr,
     page::{
         Page,
+        PageKind,
         PAGE_MASK,
         PAGE_SIZE, //
     },
     prelude::*, //
 };
+#[cfg(CONFIG_BLOCK)]
+use core::ptr::NonNull;
 
 /// What memory is that no provider has registered.
+///
+/// # Examples
+///
+/// ```
+/// use kernel::physdma::{Miss, Raw, Source, Virt};
+///
+/// assert_eq!(<Raw<'_> as Source>::MISS, Miss::Refuse);
+/// assert_eq!(<Virt as Source>::MISS, Miss::Ram);
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Miss {
     /// RAM.
@@ -37,20 +54,54 @@ pub enum Miss {
     Refuse,
 }
 
-mod private {
+pub(super) mod private {
     pub trait Sealed {}
 }
 
 /// Memory to be mapped for a device, in order, as [`PhysBvec`]s.
 ///
-/// Implemented by [`ReqBvecs`], [`Virt`], [`Pages`], [`Mixed`] and [`Raw`].
+/// Implemented by [`ReqBvecs`], [`Virt`], [`Pages`], [`PinnedBvecs`], [`Mixed`] and [`Raw`].
+///
+/// [`PinnedBvecs`]: super::PinnedBvecs
+///
+/// # Examples
+///
+/// ```
+/// use kernel::physdma::{PhysBvec, Source};
+///
+/// /// How many pieces there are.
+/// fn count(mut source: impl Source) -> usize {
+///     let mut count = 0;
+///     while source.next().is_some() {
+///         count += 1;
+///     }
+///     count
+/// }
+///
+/// let list = [PhysBvec::new(0x1000, 16), PhysBvec::new(0x1010, 16), PhysBvec::new(0x4000, 1)];
+/// let list = [list[0].ok_or(EINVAL)?, list[1].ok_or(EINVAL)?, list[2].ok_or(EINVAL)?];
+/// // Neighbours are one.
+/// assert_eq!(count(kernel::physdma::Raw::new(&list)?), 2);
+/// # Ok::<(), Error>(())
+/// ```
 pub trait Source: private::Sealed {
     /// What a piece is that no provider has registered. Where it depends on the piece:
     /// [`Miss::Refuse`], and [`miss()`](Self::miss) says more.
     const MISS: Miss;
 
-    /// Whether all pieces are of the kind of the first one: RAM, or of one provider.
+    /// Whether it is made of pages: who has those was given the memory. Where a piece is just an
+    /// address, and nobody vouches for it, memory that a C driver hands out by its pages is refused.
+    const PAGES: bool = false;
+
+    /// Whether all pieces are of the kind of the first one: RAM, or of one provider. A source of
+    /// which that is true vouches for RAM: [`MISS`](Self::MISS) is [`Miss::Ram`].
     const UNIFORM: bool = false;
+
+    /// The same of these pieces, if it is not true of all sources of this type.
+    #[inline]
+    fn is_uniform(&self) -> bool {
+        Self::UNIFORM
+    }
 
     /// The length of all pieces in bytes.
     fn bytes(&self) -> usize;
@@ -85,7 +136,13 @@ impl<S: Source> private::Sealed for &mut S {}
 /// A source may be lent, which saves moving it.
 impl<S: Source> Source for &mut S {
     const MISS: Miss = S::MISS;
+    const PAGES: bool = S::PAGES;
     const UNIFORM: bool = S::UNIFORM;
+
+    #[inline]
+    fn is_uniform(&self) -> bool {
+        S::is_uniform(self)
+    }
 
     #[inline]
     fn bytes(&self) -> usize {
@@ -116,6 +173,41 @@ impl<S: Source> Source for &mut S {
     fn only(&self) -> Option<PhysBvec> {
         S::only(self)
     }
+}
+
+/// What a page is for DMA: [`BvecKind::Ram`], [`BvecKind::Provider`], or what must not be mapped.
+///
+/// RAM is also what C treats as RAM: persistent memory, and what is coherent for CPUs and devices.
+#[inline]
+pub(super) fn kind_of(page: &Page) -> BvecKind {
+    match page.kind() {
+        PageKind::Ordinary | PageKind::FsDax | PageKind::Generic | PageKind::Coherent => {
+            BvecKind::Ram
+        }
+        PageKind::PciP2pdma => BvecKind::Provider,
+        PageKind::DevicePrivate | PageKind::Unknown => BvecKind::Private,
+    }
+}
+
+/// What a page is for DMA, if it may be mapped.
+///
+/// # Errors
+///
+/// `EFAULT`: no other device can reach it, or it is not known whether one can. The log has it, once.
+#[inline]
+pub(super) fn reachable(page: &Page) -> Result<BvecKind> {
+    match kind_of(page) {
+        BvecKind::Private => Err(unreachable(page.phys(), page.kind())),
+        kind => Ok(kind),
+    }
+}
+
+#[cold]
+fn unreachable(phys: PhysAddr, kind: PageKind) -> Error {
+    do_once_lite! {
+        pr_warn!("physdma: no DMA to the page at {:#x}: its memory is {:?}\n", phys, kind)
+    }
+    EFAULT
 }
 
 /// A list of raw physical addresses, of which nothing is known but what the provider registry
@@ -374,8 +466,27 @@ impl Iterator for ReqIter<'_> {
     #[inline]
     fn next(&mut self) -> Option<PhysBvec> {
         let (phys, len) = self.0.next()?;
-        PhysBvec::new(phys, len)
+        of_request(phys, len)
     }
+}
+
+/// A piece of a request's memory.
+///
+/// All of it has pages. What they are is looked at only where a piece has room to say it: memory of
+/// PCI devices is known to the registry, and nobody puts pages into a bio that no other device can
+/// reach. (`get_user_pages()` has them moved to RAM.)
+#[cfg(CONFIG_BLOCK)]
+#[inline]
+fn of_request(phys: PhysAddr, len: u32) -> Option<PhysBvec> {
+    let piece = PhysBvec::new(phys, len)?;
+    if !BvecKind::STORED {
+        return Some(piece);
+    }
+    // SAFETY: The memory of a request has pages.
+    let page = NonNull::new(unsafe { bindings::physdma_page_of(phys) })?;
+    // SAFETY: It is there until the request is ended.
+    let page = unsafe { BorrowedPage::from_raw(page) };
+    Some(piece.with_kind(kind_of(&page)))
 }
 
 #[cfg(CONFIG_BLOCK)]
@@ -384,8 +495,9 @@ impl<'r> ReqBvecs<'r> {
     ///
     /// # Safety
     ///
-    /// What is mapped from this source is unmapped before the request is ended: the memory is
-    /// given back then.
+    /// - What is mapped from this source is unmapped before the request is ended: the memory is
+    ///   given back then.
+    /// - It is written, by the device or by the CPU, only if the request is one that reads.
     #[inline]
     pub unsafe fn new(request: &'r Request) -> Self {
         Self {
@@ -401,6 +513,7 @@ impl private::Sealed for ReqBvecs<'_> {}
 #[cfg(CONFIG_BLOCK)]
 impl Source for ReqBvecs<'_> {
     const MISS: Miss = Miss::Ram;
+    const PAGES: bool = true;
 
     // The block layer puts nothing else into one request.
     const UNIFORM: bool = true;
@@ -439,15 +552,40 @@ impl Source for ReqBvecs<'_> {
         if len != self.request.bytes() {
             return None;
         }
-        PhysBvec::new(phys, len)
+        of_request(phys, len)
     }
 }
 
-/// Whole pages of RAM, of which the first and the last may be used in part.
+/// Whole pages, of which the first and the last may be used in part: RAM, or what is for DMA as RAM
+/// is, or memory of one PCI device.
+///
+/// # Examples
+///
+/// ```
+/// use kernel::{
+///     page::{Page, PAGE_SIZE},
+///     physdma::{Pages, Source}, //
+/// };
+///
+/// let mut pages = KVec::new();
+/// for _ in 0..3 {
+///     pages.push(Page::alloc_page(GFP_KERNEL)?, GFP_KERNEL)?;
+/// }
+/// // SAFETY: Nothing is mapped.
+/// let mut source = unsafe { Pages::new(&pages, 0x100, 2 * PAGE_SIZE) }?;
+/// assert_eq!(source.bytes(), 2 * PAGE_SIZE);
+/// assert_eq!(source.next().map(|piece| piece.phys()), Some(pages[0].phys() + 0x100));
+///
+/// // The pages must be there.
+/// // SAFETY: As above.
+/// assert_eq!(unsafe { Pages::new(&pages, 0x100, 3 * PAGE_SIZE) }.err(), Some(EINVAL));
+/// # Ok::<(), Error>(())
+/// ```
 pub struct Pages<'p> {
     first: PageIter<'p>,
     pieces: Merge<PageIter<'p>>,
     bytes: usize,
+    miss: Miss,
 }
 
 #[derive(Clone)]
@@ -455,6 +593,7 @@ struct PageIter<'p> {
     pages: core::slice::Iter<'p, Page>,
     offset: usize,
     left: usize,
+    kind: BvecKind,
 }
 
 impl Iterator for PageIter<'_> {
@@ -466,13 +605,12 @@ impl Iterator for PageIter<'_> {
         }
         let page = self.pages.next()?;
         let len = self.left.min(PAGE_SIZE - self.offset);
-        // SAFETY: `page` points to a `struct page`, by the type invariants of `Page`.
-        let phys = unsafe { bindings::page_to_phys(page.as_ptr()) } + self.offset as PhysAddr;
+        let phys = page.phys() + self.offset as PhysAddr;
 
         self.offset = 0;
         self.left -= len;
         // CAST: `len` is at most `PAGE_SIZE`.
-        PhysBvec::new(phys, len as u32)
+        Some(PhysBvec::new(phys, len as u32)?.with_kind(self.kind))
     }
 }
 
@@ -481,27 +619,40 @@ impl<'p> Pages<'p> {
     ///
     /// # Errors
     ///
-    /// `EINVAL`: `bytes` is zero, `offset` is not within the first page, or the pages are fewer
-    /// than that.
+    /// - `EINVAL`: `bytes` is zero, `offset` is not within the first page, the pages are fewer than
+    ///   that, or not all of them are RAM or of a PCI device.
+    /// - `EFAULT`: no other device can reach a page (`MEMORY_DEVICE_PRIVATE`). The log has it.
     ///
     /// # Safety
     ///
-    /// The pages stay allocated until what is mapped from this source has been unmapped, and the
-    /// CPU does not touch them meanwhile where the device writes.
+    /// The pages stay allocated until what is mapped from this source has been unmapped. Where the
+    /// device or the CPU writes to it, they may be written, and nobody else touches them meanwhile.
     pub unsafe fn new(pages: &'p [Page], offset: usize, bytes: usize) -> Result<Self> {
         let end = offset.checked_add(bytes).ok_or(EINVAL)?;
         if bytes == 0 || offset >= PAGE_SIZE || end.div_ceil(PAGE_SIZE) > pages.len() {
             return Err(EINVAL);
         }
+        let pages = &pages[..end.div_ceil(PAGE_SIZE)];
+        let kind = reachable(&pages[0])?;
+        for page in &pages[1..] {
+            if reachable(page)? != kind {
+                return Err(EINVAL);
+            }
+        }
         let first = PageIter {
             pages: pages.iter(),
             offset,
             left: bytes,
+            kind,
         };
         Ok(Self {
             pieces: Merge::new(first.clone()),
             first,
             bytes,
+            miss: match kind {
+                BvecKind::Ram => Miss::Ram,
+                _ => Miss::Refuse,
+            },
         })
     }
 }
@@ -509,10 +660,17 @@ impl<'p> Pages<'p> {
 impl private::Sealed for Pages<'_> {}
 
 impl Source for Pages<'_> {
-    const MISS: Miss = Miss::Ram;
+    const MISS: Miss = Miss::Refuse;
+    const PAGES: bool = true;
 
-    // All of it is RAM.
-    const UNIFORM: bool = true;
+    fn is_uniform(&self) -> bool {
+        // Pages of PCI devices may be of several.
+        self.miss == Miss::Ram
+    }
+
+    fn miss(&self) -> Miss {
+        self.miss
+    }
 
     fn bytes(&self) -> usize {
         self.bytes
@@ -534,6 +692,23 @@ impl Source for Pages<'_> {
 
 /// Memory at a kernel virtual address that DMA may be done to: from `kmalloc()`, `vmalloc()` or the
 /// page allocator, but not a stack, code or constants.
+///
+/// # Examples
+///
+/// ```
+/// use kernel::physdma::{Source, Virt};
+///
+/// let buf = KVec::from_elem(0u8, 512, GFP_KERNEL)?;
+/// // SAFETY: Nothing is mapped.
+/// let mut source = unsafe { Virt::new(&buf[..]) }?;
+/// assert_eq!(source.bytes(), 512);
+/// assert_eq!(source.next().map(|piece| piece.len()), Some(512));
+///
+/// let on_the_stack = [0u8; 16];
+/// // SAFETY: As above.
+/// assert_eq!(unsafe { Virt::new(&on_the_stack[..]) }.err(), Some(EFAULT));
+/// # Ok::<(), Error>(())
+/// ```
 pub struct Virt {
     first: VirtIter,
     pieces: Merge<VirtIter>,
@@ -563,7 +738,7 @@ impl Iterator for VirtIter {
         self.addr = self.addr.wrapping_add(len);
         self.left -= len;
         // CAST: `len` is at most `PAGE_SIZE`.
-        PhysBvec::new(phys, len as u32)
+        Some(PhysBvec::new(phys, len as u32)?.with_kind(BvecKind::Ram))
     }
 }
 

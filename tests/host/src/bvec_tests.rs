@@ -10,7 +10,7 @@ macro_rules! tests {
         mod $width {
             use super::Random;
             use crate::$width::{
-                bvec::{Cursor, Limits, Merge, PhysBvec},
+                bvec::{BvecKind, Cursor, Limits, Merge, PhysBvec},
                 PhysAddr,
             };
 
@@ -50,8 +50,49 @@ macro_rules! tests {
 
             #[test]
             fn size() {
-                assert_eq!(size_of::<PhysBvec>(), $size);
+                let kind = if BvecKind::STORED { 4 } else { 0 };
+                assert_eq!(size_of::<PhysBvec>(), $size + kind);
                 assert_eq!(align_of::<PhysBvec>(), 4);
+                assert_eq!(BvecKind::STORED, cfg!(CONFIG_PHYSDMA_BVEC_KIND));
+            }
+
+            #[test]
+            fn kinds() {
+                const KINDS: [BvecKind; 4] = [
+                    BvecKind::Unknown,
+                    BvecKind::Ram,
+                    BvecKind::Provider,
+                    BvecKind::Private,
+                ];
+                let kept = |kind| {
+                    if BvecKind::STORED {
+                        kind
+                    } else {
+                        BvecKind::Unknown
+                    }
+                };
+                let plain = piece(0x1000, 0x100);
+                assert_eq!(plain.kind(), BvecKind::Unknown);
+                for kind in KINDS {
+                    let this = plain.with_kind(kind);
+                    assert_eq!(this.kind(), kept(kind));
+                    // It is the same memory.
+                    assert_eq!(this, plain);
+                    let (head, tail) = this.split(0x40);
+                    let tail = tail.unwrap();
+                    assert_eq!((head.kind(), tail.kind()), (kept(kind), kept(kind)));
+                    assert_eq!(head.join(tail).unwrap().kind(), kept(kind));
+                    for other in KINDS {
+                        let joins = head.join(tail.with_kind(other)).is_some();
+                        assert_eq!(joins, kept(kind) == kept(other));
+                        let list = [head, tail.with_kind(other)];
+                        let merged = Merge::new(list.into_iter()).count();
+                        assert_eq!(merged, if joins { 1 } else { 2 });
+                    }
+                    let mut cursor = Cursor::new([this].into_iter());
+                    assert_eq!(cursor.take(1).unwrap().kind(), kept(kind));
+                    assert_eq!(cursor.head().unwrap().kind(), kept(kind));
+                }
             }
 
             #[test]

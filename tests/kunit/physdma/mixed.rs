@@ -642,6 +642,58 @@ fn each_provider_once(bed: Bed<'_>) -> Result {
     revoked_at_once((bed.bridge, bed.second_bridge), slot)
 }
 
+/// The memory of any number of providers is one segment, and all of it is kept until it is unmapped.
+fn many_providers(count: u64, max_segments: u16, shared: bool) -> Result {
+    with_memory(|dev| {
+        let recorder = Recorder::new();
+        recorder.has_iova.set(shared);
+        let limits = Limits {
+            max_segments,
+            ..LIMITS
+        };
+        let client = client(&recorder, limits)?;
+        let mut ranges = KVec::new();
+        let mut list = KVec::new();
+        for number in 0..count {
+            let range = open(dev, 3 * PART + number * 0x2000, 0x2000)?;
+            list.push(at(&range, 0x1000, PAGE)?, GFP_KERNEL)?;
+            ranges.push(range, GFP_KERNEL)?;
+        }
+        let mut slot = Mapping::default();
+        let result = map(&client, &mut slot, Raw::new(&list)?);
+        if shared || count <= u64::from(max_segments) {
+            let bytes = if shared { count as u32 * PAGE } else { PAGE };
+            check_eq!(result?.0[0].len, bytes);
+            // Each of them, as long as it is mapped.
+            let ended = AtomicFlag::new(false);
+            for range in ranges.drain_all() {
+                ended.store(false, Relaxed);
+                // SAFETY: It is dropped below.
+                let thread = unsafe {
+                    Thread::spawn(c"physdma_revoke", |_| {
+                        drop(range);
+                        ended.store(true, Relaxed);
+                    })
+                }?;
+                fsleep(Delta::from_millis(2));
+                let waits = !ended.load(Relaxed);
+                slot.unmap();
+                drop(thread);
+                check!(waits);
+                list.remove(0).map_err(|_| EINVAL)?;
+                if list.is_empty() {
+                    break;
+                }
+                map(&client, &mut slot, Raw::new(&list)?)?;
+            }
+        } else {
+            check_eq!(result.err(), Some(EINVAL));
+        }
+        check!(recorder.clean());
+        revoked_at_once(ranges, slot)
+    })
+}
+
 /// What nobody has registered is not mapped, unless it is said to be RAM.
 fn misses(bed: Bed<'_>) -> Result {
     let recorder = Recorder::new();
@@ -875,6 +927,17 @@ mod tests {
     #[test]
     fn several_providers_are_kept_once() -> Result {
         on_bed(each_provider_once)
+    }
+
+    #[test]
+    fn as_many_providers_as_there_are() -> Result {
+        for count in 1..9 {
+            many_providers(count, 1, true)?;
+            many_providers(count, 3, true)?;
+            many_providers(count, 3, false)?;
+        }
+        many_providers(48, 1, true)?;
+        many_providers(100, 16, true)
     }
 
     #[test]

@@ -7,6 +7,7 @@ use super::{
     bound::{
         check,
         check_eq,
+        client,
         follow,
         open,
         with,
@@ -15,6 +16,7 @@ use super::{
         PART, //
     },
     recorder::{
+        map,
         Recorder,
         LIMITS, //
     }, //
@@ -27,13 +29,19 @@ use kernel::{
     page::PAGE_SIZE,
     pci,
     physdma::{
+        copy_from,
+        copy_to,
         nearest_provider,
         provider_of,
         providers,
         Client,
         Holder,
+        Mapping,
+        Mixed,
+        Part,
         PhysBvec,
         Provider,
+        Raw,
         Refused,
         Registration,
         Route, //
@@ -324,6 +332,21 @@ fn no_allocations_of_pages(dev: &pci::Device<Bound>) -> Result {
         let found = provider_of(piece(dev.resource_start(BAR)?, 1)?)?.ok_or(ENXIO)?;
         check!(found.has_pages());
         check_eq!(found.alloc(1).err(), Some(EOPNOTSUPP));
+        // Nor does an address say that it was handed out.
+        check_eq!(found.window(0, 1).err(), Some(EOPNOTSUPP));
+        let list = [found.bvec(0, 16)?];
+        let mut buf = [0; 16];
+        check_eq!(copy_from(Raw::new(&list)?, 0, &mut buf), Err(EFAULT));
+        check_eq!(copy_to(Raw::new(&list)?, 0, &buf), Err(EFAULT));
+        let recorder = Recorder::new();
+        let client = client(&recorder, LIMITS)?;
+        let error = map(&client, &mut Mapping::default(), Raw::new(&list)?).err();
+        check_eq!(error, Some(EFAULT));
+        // Who vouches for it has the pages.
+        let parts = [Part::Ram(&list)];
+        // SAFETY: Nothing is done to it.
+        let source = unsafe { Mixed::new(&parts) }?;
+        check!(map(&client, &mut Mapping::default(), source).is_ok());
         Ok(())
     })();
     // SAFETY: It was registered, and is not used any more.

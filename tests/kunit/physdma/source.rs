@@ -16,7 +16,6 @@ mod tests {
         page::PAGE_SIZE,
         physdma::{
             Miss,
-            Pages,
             PhysBvec,
             Raw,
             Source,
@@ -54,7 +53,6 @@ mod tests {
     #[test]
     fn what_a_miss_means() {
         assert_eq!(<Raw<'_> as Source>::MISS, Miss::Refuse);
-        assert_eq!(<Pages<'_> as Source>::MISS, Miss::Ram);
         assert_eq!(<Virt as Source>::MISS, Miss::Ram);
     }
 
