@@ -3,7 +3,7 @@
 #
 # Kernel patches in patches/, one idea each.
 #
-#   patch.sh new NAME           a new, empty patch after all but the hook
+#   patch.sh new NAME           a new, empty patch, the last before the hook
 #   patch.sh add FILE [PATCH]   FILE (path in the kernel) will be changed by PATCH
 #   patch.sh refresh [PATCH]    takes the edits in build/linux into PATCH
 #
@@ -13,7 +13,7 @@ set -euo pipefail
 . "$(dirname "$0")/common.sh"
 . "$(dirname "$0")/quilt.sh"
 
-HOOK=physdma-hook.patch		# stays last: the others do not need this project
+HOOK=physdma-hook.patch		# those before it do not need this project
 
 # take_out_to PATCH: makes PATCH the topmost one; edits of files of the patches
 # above that are in no patch yet stay in the tree
@@ -28,7 +28,7 @@ take_out_to() {
 	done
 }
 
-before_hook() { applied | grep -vx $HOOK | tail -n 1; }
+before_hook() { applied | sed "/^$HOOK\$/,\$d" | tail -n 1; }
 
 [ -d "$LINUX/.pc" ] || die 'there is no patched kernel tree yet' 'run: make linux'
 # shellcheck disable=SC2046 # names of patches have no spaces

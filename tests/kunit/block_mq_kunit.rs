@@ -1071,14 +1071,12 @@ mod tests {
                 .capacity_sectors(64)
                 .build(fmt!("bmqkunit"), tag_set, state.clone())?;
 
-            check!(disk.name() == c"bmqkunit");
             // The partition table was looked for.
             check!(state.bytes_read.load(Relaxed) >= 512);
             check!(state.odd.load(Relaxed) == 0);
-            disk.set_capacity(128);
 
-            let frozen = disk.freeze();
-            drop(frozen);
+            // The request after it is not kept waiting.
+            check!(disk.with_frozen(|| disk.with_frozen(|| 7)) == 7);
 
             let mut rq = disk.alloc(DriverOp::Out)?;
             check!(rq.is_failfast());
