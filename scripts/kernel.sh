@@ -8,6 +8,8 @@
 #        kernel.sh kernel-kind          into build/kernel-kind, with CONFIG_PHYSDMA_BVEC_KIND
 #        kernel.sh kernel-without NAME  into build/kernel-without, without what
 #                                       scripts/without/NAME.config takes away
+#        kernel.sh kernel-arm           kernel::physdma for ARM into build/kernel-arm: physical
+#                                       addresses of 32 bits, and no SWIOTLB. Compiled only
 #        ... config                     configures only
 set -euo pipefail
 . "$(dirname "$0")/common.sh"
@@ -19,10 +21,15 @@ NAME=$1
 OUT=$BUILD/$NAME
 FRAGMENTS=("$ROOT/scripts/kernel.config")
 ASKED=${#FRAGMENTS[@]}	# how many of them are not to be checked: see check_config
+TARGETS=(bzImage modules)
 case $NAME in
 kernel) ASKED=0 ;;
 kernel-debug) FRAGMENTS+=("$ROOT/scripts/debug.config") ASKED=0 ;;
 kernel-kind) FRAGMENTS+=("$ROOT/scripts/kind.config") ASKED=0 ;;
+kernel-arm)
+	FRAGMENTS=("$ROOT/scripts/arm.config") ASKED=0 TARGETS=(prepare)
+	export ARCH=arm
+	;;
 # What depends on what is missing goes with it.
 kernel-without) FRAGMENTS+=("$ROOT/scripts/without/$2.config") && shift ;;
 *) die "there is no kernel $NAME" ;;
@@ -99,5 +106,5 @@ else
 	say "building build/$NAME: 10 to 20 minutes on two CPUs the first time"
 fi
 start=$SECONDS
-logged "$REPORTS/$NAME-build.log" "building build/$NAME" kmake "$OUT" -j"$JOBS" bzImage modules
+logged "$REPORTS/$NAME-build.log" "building build/$NAME" kmake "$OUT" -j"$JOBS" "${TARGETS[@]}"
 say "build/$NAME is ready ($((SECONDS - start)) s)"

@@ -8,6 +8,8 @@ use kernel::prelude::*;
 mod access;
 #[path = "physdma/bound.rs"]
 mod bound;
+// All of it is about IOVA space.
+#[cfg(CONFIG_IOMMU_DMA)]
 #[path = "physdma/device.rs"]
 mod device;
 #[path = "physdma/iova.rs"]
@@ -20,6 +22,9 @@ mod memory;
 mod mixed;
 #[path = "physdma/pinned.rs"]
 mod pinned;
+#[cfg(CONFIG_PCI_P2PDMA)]
+#[path = "physdma/pinned_p2p.rs"]
+mod pinned_p2p;
 #[path = "physdma/recorder.rs"]
 mod recorder;
 #[path = "physdma/registry.rs"]
@@ -45,13 +50,15 @@ impl kernel::Module for PhysdmaKunit {
     fn init(_module: &'static ThisModule) -> Result<Self> {
         // SAFETY: Called exactly once; the tests run afterwards.
         unsafe { bound::init() };
-        pinned::init()?;
+        #[cfg(CONFIG_PCI_P2PDMA)]
+        pinned_p2p::init()?;
         Ok(Self)
     }
 }
 
 impl Drop for PhysdmaKunit {
     fn drop(&mut self) {
-        pinned::exit();
+        #[cfg(CONFIG_PCI_P2PDMA)]
+        pinned_p2p::exit();
     }
 }
