@@ -8,6 +8,8 @@
 #        kernel.sh kernel-kind          into build/kernel-kind, with CONFIG_PHYSDMA_BVEC_KIND
 #        kernel.sh kernel-without NAME  into build/kernel-without, without what
 #                                       scripts/without/NAME.config takes away
+#        kernel.sh kernel-arm           kernel::physdma for ARM into build/kernel-arm: physical
+#                                       addresses of 32 bits, and no SWIOTLB. Compiled only
 #        ... config                     configures only
 #        ... doc                        then makes the reference of the kernel crate
 set -euo pipefail
@@ -21,10 +23,15 @@ OUT=$BUILD/$NAME
 LINES_OF_BUILD=2500	# that a whole build writes
 FRAGMENTS=("$ROOT/scripts/kernel.config")
 ASKED=${#FRAGMENTS[@]}	# how many of them are not to be checked: see check_config
+TARGETS=(bzImage modules)
 case $NAME in
 kernel) ASKED=0 ;;
 kernel-debug) FRAGMENTS+=("$ROOT/scripts/debug.config") ASKED=0 ;;
 kernel-kind) FRAGMENTS+=("$ROOT/scripts/kind.config") ASKED=0 ;;
+kernel-arm)
+	FRAGMENTS=("$ROOT/scripts/arm.config") ASKED=0 TARGETS=(prepare)
+	export ARCH=arm
+	;;
 # What depends on what is missing goes with it.
 kernel-without) FRAGMENTS+=("$ROOT/scripts/without/$2.config") && shift ;;
 *) die "there is no kernel $NAME" ;;
@@ -105,7 +112,7 @@ else
 	EXPECT=$LINES_OF_BUILD
 fi
 start=$SECONDS
-logged "$LOG" "building build/$NAME" kmake "$OUT" -j"$JOBS" bzImage modules
+logged "$LOG" "building build/$NAME" kmake "$OUT" -j"$JOBS" "${TARGETS[@]}"
 say "build/$NAME is ready ($((SECONDS - start)) s)"
 
 if [ "${2:-}" = doc ]; then

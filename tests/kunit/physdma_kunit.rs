@@ -8,6 +8,8 @@ use kernel::prelude::*;
 mod access;
 #[path = "physdma/bound.rs"]
 mod bound;
+// All of it is about IOVA space.
+#[cfg(CONFIG_IOMMU_DMA)]
 #[path = "physdma/device.rs"]
 mod device;
 #[path = "physdma/going.rs"]
@@ -25,6 +27,9 @@ mod mixed;
 mod mmap;
 #[path = "physdma/pinned.rs"]
 mod pinned;
+#[cfg(CONFIG_PCI_P2PDMA)]
+#[path = "physdma/pinned_p2p.rs"]
+mod pinned_p2p;
 #[path = "physdma/recorder.rs"]
 mod recorder;
 #[path = "physdma/registry.rs"]
@@ -53,7 +58,8 @@ impl kernel::Module for PhysdmaKunit {
         #[cfg(CONFIG_MMU)]
         // SAFETY: As above.
         unsafe { mmap::init() }?;
-        pinned::init()?;
+        #[cfg(CONFIG_PCI_P2PDMA)]
+        pinned_p2p::init()?;
         Ok(Self)
     }
 }
@@ -62,6 +68,7 @@ impl Drop for PhysdmaKunit {
     fn drop(&mut self) {
         #[cfg(CONFIG_MMU)]
         mmap::exit();
-        pinned::exit();
+        #[cfg(CONFIG_PCI_P2PDMA)]
+        pinned_p2p::exit();
     }
 }

@@ -172,10 +172,9 @@ fn in_page(piece: PhysBvec) -> usize {
 /// use kernel::physdma::{copy_from, copy_to, PhysBvec, Raw, Virt};
 ///
 /// let mut memory = KVec::from_elem(0u8, 100, GFP_KERNEL)?;
-/// let place = || {
-///     // SAFETY: It outlives the source, and no reference is used meanwhile.
-///     unsafe { Virt::new(core::ptr::from_ref(&memory[..])) }
-/// };
+/// let whole = &raw mut memory[..];
+/// // SAFETY: It outlives the source, and no reference is used meanwhile.
+/// let place = || unsafe { Virt::new(whole) };
 ///
 /// copy_to(place()?, 3, b"physical")?;
 /// let mut buf = [0; 4];
@@ -185,7 +184,6 @@ fn in_page(piece: PhysBvec) -> usize {
 /// // Nobody says what is at an address that has no provider.
 /// let list = [PhysBvec::new(0x1000, 16).ok_or(EINVAL)?];
 /// assert_eq!(copy_from(Raw::new(&list)?, 0, &mut buf), Err(EFAULT));
-/// # memory.clear();
 /// # Ok::<(), Error>(())
 /// ```
 pub fn copy_from(source: impl Source, offset: usize, buf: &mut [u8]) -> Result {
@@ -199,6 +197,10 @@ pub fn copy_from(source: impl Source, offset: usize, buf: &mut [u8]) -> Result {
 /// # Errors
 ///
 /// As with [`copy_from`].
+///
+/// # Examples
+///
+/// See [`copy_from`].
 pub fn copy_to(source: impl Source, offset: usize, buf: &[u8]) -> Result {
     with_chunks(source, offset, buf.len(), |at, chunk| {
         chunk.write(&buf[at..at + chunk.len()])
@@ -210,6 +212,23 @@ pub fn copy_to(source: impl Source, offset: usize, buf: &[u8]) -> Result {
 /// # Errors
 ///
 /// As with [`copy_from`].
+///
+/// # Examples
+///
+/// ```
+/// use kernel::physdma::{equals, zero, Virt};
+///
+/// let mut memory = KVec::from_elem(0xffu8, 100, GFP_KERNEL)?;
+/// let buf = &raw mut memory[..];
+/// // SAFETY: It outlives the source, and no reference is used meanwhile.
+/// let place = || unsafe { Virt::new(buf) };
+///
+/// zero(place()?, 1, 3)?;
+/// assert!(equals(place()?, 0, &[0xff, 0, 0, 0, 0xff])?);
+/// assert!(!equals(place()?, 0, &[0xff, 0, 0, 1])?);
+/// assert_eq!(zero(place()?, 98, 3), Err(EINVAL));
+/// # Ok::<(), Error>(())
+/// ```
 pub fn zero(source: impl Source, offset: usize, len: usize) -> Result {
     with_chunks(source, offset, len, |_, chunk| chunk.fill(0))
 }
@@ -219,6 +238,10 @@ pub fn zero(source: impl Source, offset: usize, len: usize) -> Result {
 /// # Errors
 ///
 /// As with [`copy_from`].
+///
+/// # Examples
+///
+/// See [`zero`].
 pub fn equals(source: impl Source, offset: usize, buf: &[u8]) -> Result<bool> {
     let mut same = true;
     let mut copy = [0; 128];

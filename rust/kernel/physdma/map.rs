@@ -310,6 +310,25 @@ pub fn nearest_provider<B: Backend>(clients: &[&Client<'_, B>]) -> Option<Provid
 ///
 /// Lives where the request's private data live; starts out, and is again after
 /// [`unmap()`](Self::unmap), empty.
+///
+/// # Examples
+///
+/// ```
+/// use kernel::physdma::Mapping;
+///
+/// /// A driver's own data beside each request.
+/// #[derive(Default)]
+/// struct RequestData<'a> {
+///     mapping: Mapping<'a>,
+/// }
+///
+/// let mut data = RequestData::default();
+/// assert!(size_of_val(&data) <= 64);
+/// // When the device is done. Once more does nothing.
+/// data.mapping.unmap();
+/// data.mapping.unmap();
+/// assert_eq!(data.mapping.spilled(), 0);
+/// ```
 pub struct Mapping<'c, B: Backend = Dma<'c>> {
     state: State<B>,
     /// The memory of one provider, the commonest case.
@@ -495,6 +514,20 @@ impl<B: Backend> Drop for Mapping<'_, B> {
 }
 
 /// How the memory of a request was mapped.
+///
+/// # Examples
+///
+/// ```
+/// use kernel::physdma::Path;
+///
+/// /// Whether there is one address for all of it.
+/// fn is_one_range(path: Path) -> bool {
+///     matches!(path, Path::Single | Path::Iova)
+/// }
+///
+/// assert!(is_one_range(Path::Iova));
+/// assert!(!is_one_range(Path::Direct));
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Path {
     /// It was one piece.
@@ -512,6 +545,24 @@ pub enum Path {
 }
 
 /// A piece of a request as the device is told of it.
+///
+/// # Examples
+///
+/// ```
+/// use kernel::physdma::{Origin, Segment};
+///
+/// /// The value of a descriptor: the device finds its own memory by the place in its BAR.
+/// fn descriptor(segment: Segment) -> u64 {
+///     match segment.origin {
+///         Origin::Internal { offset, .. } => offset,
+///         Origin::Mapped | Origin::Bus => segment.dma,
+///     }
+/// }
+///
+/// let (bar, offset) = (2, 0x40);
+/// let origin = Origin::Internal { bar, offset };
+/// assert_eq!(descriptor(Segment { dma: 0xf000_0040, len: 512, origin }), 0x40);
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Segment {
     /// Where the device finds it.
@@ -523,6 +574,10 @@ pub struct Segment {
 }
 
 /// What a segment is to the device.
+///
+/// # Examples
+///
+/// See [`Segment`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Origin {
     /// RAM, or a provider's memory behind the host bridge: the DMA API gave it an address.
@@ -541,6 +596,21 @@ pub enum Origin {
 /// The segments of a request that is being mapped.
 ///
 /// Where pieces are mapped one by one, that happens when [`next()`](Self::next) comes to them.
+///
+/// # Examples
+///
+/// ```
+/// use kernel::physdma::{Segment, Segments, Source};
+///
+/// /// Fills the descriptors of a device.
+/// fn fill(mut segments: Segments<'_, '_, impl Source>, list: &mut KVec<Segment>) -> Result {
+///     while let Some(segment) = segments.next()? {
+///         list.push(segment, GFP_ATOMIC)?;
+///     }
+///     pr_debug!("{} segments, {:?}\n", segments.count(), segments.path());
+///     Ok(())
+/// }
+/// ```
 pub struct Segments<'m, 'c, S: Source, B: Backend = Dma<'c>> {
     slot: &'m mut Mapping<'c, B>,
     client: &'c Client<'c, B>,

@@ -319,6 +319,10 @@ pub struct Mixed<'r> {
 }
 
 /// A part of a [`Mixed`] source.
+///
+/// # Examples
+///
+/// See [`Mixed`].
 #[derive(Clone, Copy)]
 pub enum Part<'r> {
     /// RAM.

@@ -7,108 +7,58 @@ use super::{
     bound::{
         check,
         check_eq,
-        follow,
         with,
-        with_memory,
         Testdev, //
     },
-    memory::{
-        pieces,
-        source, //
-    },
+    memory::pieces,
     recorder::{
         Recorder,
-        BASE,
         LIMITS, //
     }, //
 };
-use core::ptr::NonNull;
 use kernel::{
     bindings,
-    device::Bound,
-    error::{
-        from_err_ptr,
-        to_result, //
-    },
+    error::to_result,
     iov::{
         IovIterDest,
         IovIterSource,
         P2pPages, //
     },
-    page::{
-        BorrowedPage,
-        PageKind,
-        PAGE_SIZE, //
-    },
-    pci,
+    page::PAGE_SIZE,
     physdma::{
-        copy_from,
         copy_to,
         equals,
-        provider_of,
         Client,
-        Mapping,
-        Memory,
         Miss,
         Origin,
         Path,
         PhysBvec,
         Pinned,
         PinnedMapping,
-        Provider,
-        Route,
-        Segment,
         Source, //
     },
     prelude::*,
-    str::CString,
-    sync::atomic::{
-        Atomic,
-        Relaxed, //
-    },
     uaccess::{
         UserPtr,
         UserSlice, //
     }, //
 };
 
-const READ: usize = 1;
-const WRITE: usize = 2;
+pub(crate) const READ: usize = 1;
+pub(crate) const WRITE: usize = 2;
 
-const SHARED: usize = 1;
 const PRIVATE: usize = 2;
-const FIXED: usize = 0x10;
 const ANONYMOUS: usize = 0x20;
 
-/// The open directory `/sys`, which the thread of a test does not see by itself.
-static SYS: Atomic<*mut c_void> = Atomic::new(core::ptr::null_mut());
-
-/// Opens what the tests need, in the program that loads the module.
-pub(crate) fn init() -> Result {
-    // SAFETY: It is a string.
-    let sys = from_err_ptr(unsafe {
-        bindings::filp_open(c"/sys".as_char_ptr(), bindings::O_DIRECTORY as c_int, 0)
-    })?;
-    SYS.store(sys.cast(), Relaxed);
-    Ok(())
-}
-
-/// Closes it, after the tests.
-pub(crate) fn exit() {
-    let sys = SYS.load(Relaxed).cast();
-    // SAFETY: It is what `init` opened.
-    unsafe { bindings::filp_close(sys, core::ptr::null_mut()) };
-}
-
 /// Memory of a user space that only this test's thread has.
-struct User {
-    addr: usize,
+pub(crate) struct User {
+    pub(crate) addr: usize,
     len: usize,
 }
 
 impl User {
     /// Ordinary memory of `pages` pages.
-    fn new(pages: usize, prot: usize) -> Result<Self> {
+    pub(crate) fn new(pages: usize, prot: usize) -> Result<Self> {
         // SAFETY: This is the thread of a test.
         to_result(unsafe { bindings::kunit_attach_mm() })?;
         let len = pages * PAGE_SIZE;
@@ -116,7 +66,7 @@ impl User {
         Ok(Self { addr, len })
     }
 
-    fn mmap(
+    pub(crate) fn mmap(
         file: *mut bindings::file,
         addr: usize,
         len: usize,
@@ -132,46 +82,22 @@ impl User {
         Ok(addr)
     }
 
-    /// Has memory of a PCI device in the place of page `at`.
-    fn replace(&self, at: usize, dev: &pci::Device<Bound>) -> Result {
-        let path = CString::try_from_fmt(fmt!(
-            "bus/pci/devices/{}/p2pmem/allocate",
-            dev.as_ref().name()
-        ))?;
-        let sys = SYS.load(Relaxed).cast::<bindings::file>();
-        // SAFETY: It is an open file until the module is unloaded; `path` is a string.
-        let file = from_err_ptr(unsafe {
-            bindings::file_open_root(
-                &raw const (*sys).__bindgen_anon_1.f_path,
-                path.as_char_ptr(),
-                bindings::O_RDWR as c_int,
-                0,
-            )
-        })?;
-        let place = self.addr + at * PAGE_SIZE;
-        let result = Self::mmap(file, place, PAGE_SIZE, READ | WRITE, SHARED | FIXED);
-        // SAFETY: It is what was opened.
-        unsafe { bindings::filp_close(file, core::ptr::null_mut()) };
-        check_eq!(result?, place);
-        Ok(())
-    }
-
     fn at(&self, offset: usize) -> UserPtr {
         UserPtr::from_addr(self.addr + offset)
     }
 
-    fn write(&self, offset: usize, data: &[u8]) -> Result {
+    pub(crate) fn write(&self, offset: usize, data: &[u8]) -> Result {
         let mut writer = UserSlice::new(self.at(offset), data.len()).writer();
         writer.write_slice(data)
     }
 
-    fn read(&self, offset: usize, len: usize) -> Result<KVec<u8>> {
+    pub(crate) fn read(&self, offset: usize, len: usize) -> Result<KVec<u8>> {
         let mut data = KVec::new();
         UserSlice::new(self.at(offset), len).read_all(&mut data, GFP_KERNEL)?;
         Ok(data)
     }
 
-    fn to_device(&self, offset: usize, len: usize, p2p: P2pPages) -> Result<Pinned> {
+    pub(crate) fn to_device(&self, offset: usize, len: usize, p2p: P2pPages) -> Result<Pinned> {
         Pinned::to_device(
             &mut IovIterSource::from_user(self.at(offset), len)?,
             usize::MAX,
@@ -179,7 +105,7 @@ impl User {
         )
     }
 
-    fn from_device(&self, offset: usize, len: usize, p2p: P2pPages) -> Result<Pinned> {
+    pub(crate) fn from_device(&self, offset: usize, len: usize, p2p: P2pPages) -> Result<Pinned> {
         Pinned::from_device(
             &mut IovIterDest::from_user(self.at(offset), len)?,
             usize::MAX,
@@ -196,12 +122,12 @@ impl Drop for User {
 }
 
 /// The memory as a source that is not mapped for any device, or unmapped before it is dropped.
-fn bvecs(pinned: &Pinned) -> kernel::physdma::PinnedBvecs<'_> {
+pub(crate) fn bvecs(pinned: &Pinned) -> kernel::physdma::PinnedBvecs<'_> {
     // SAFETY: Mappings are dropped first in all tests, and none is of another direction.
     unsafe { pinned.bvecs() }
 }
 
-fn pattern(len: usize) -> Result<KVec<u8>> {
+pub(crate) fn pattern(len: usize) -> Result<KVec<u8>> {
     let mut data = KVec::with_capacity(len, GFP_KERNEL)?;
     for i in 0..len {
         // CAST: The remainder has few bits.
@@ -218,7 +144,7 @@ fn references(piece: PhysBvec) -> i32 {
     unsafe { (*page)._refcount.counter }
 }
 
-fn first(source: impl Source) -> Result<PhysBvec> {
+pub(crate) fn first(source: impl Source) -> Result<PhysBvec> {
     pieces(source)?.first().copied().ok_or(EINVAL)
 }
 
@@ -407,154 +333,19 @@ fn on_a_device() -> Result {
         let pinned = user.from_device(0x200, 15 * PAGE_SIZE, P2pPages::Allow)?;
         let mut mapping = PinnedMapping::new(pinned);
         let mut segments = mapping.map(&client)?;
-        let segment = segments.next()?.ok_or(EINVAL)?;
-        check_eq!(segment.len as usize, 15 * PAGE_SIZE);
-        check_eq!(segment.dma & 0xfff, 0x200);
-        check!(segments.next()?.is_none());
-        Ok(())
-    })
-}
-
-/// Adds pages to a part of a device's memory, as C drivers do. They go with the driver.
-fn add_pages(dev: &pci::Device<Bound>) -> Result {
-    // It is nothing else.
-    let pdev = core::ptr::from_ref(dev).cast_mut().cast();
-    // SAFETY: A driver is bound.
-    to_result(unsafe { bindings::pci_p2pdma_add_resource(pdev, 2, 2 << 20, 4 << 20) })
-}
-
-/// Where the pages of [`add_pages`] are reached by bus addresses.
-const UP: u64 = 0x1_0000_0000;
-
-/// Memory of a device between ordinary memory, in one buffer of user space.
-fn of_a_device() -> Result {
-    with_memory(|dev| {
-        add_pages(dev)?;
-        let user = User::new(4, READ | WRITE)?;
-        user.replace(1, dev)?;
-        let data = pattern(4 * PAGE_SIZE)?;
-        user.write(0, &data)?;
-        let (offset, len) = (0x100, 3 * PAGE_SIZE);
-
-        let refused = user.to_device(offset, len, P2pPages::Refuse);
-        check_eq!(refused.err(), Some(EREMOTEIO));
-        let pinned = user.to_device(offset, len, P2pPages::Allow)?;
-        let list = pieces(bvecs(&pinned))?;
-        let mut source = bvecs(&pinned);
-        check!(!source.is_uniform());
-        let mut misses = KVec::new();
-        while source.next().is_some() {
-            misses.push(source.miss(), GFP_KERNEL)?;
-        }
-        let theirs = misses.iter().position(|&miss| miss == Miss::Refuse);
-        check_eq!(theirs, Some(1));
-        let theirs = list[1];
-        check_eq!(theirs.len() as usize, PAGE_SIZE);
-        let owner: Provider = provider_of(theirs)?.ok_or(ENODEV)?;
-        check!(owner.range().first() <= theirs.phys() && theirs.last() <= owner.range().last());
-
-        // The CPU sees what the program wrote, and the other way round.
-        check!(equals(bvecs(&pinned), 0, &data[offset..offset + len])?);
-        copy_to(bvecs(&pinned), PAGE_SIZE, b"physical")?;
-        check!(user.read(offset + PAGE_SIZE, 8)?[..] == *b"physical");
-        let mut bytes = [0; 8];
-        copy_from(bvecs(&pinned), PAGE_SIZE, &mut bytes)?;
-        check_eq!(bytes, *b"physical");
-
-        // Through the host bridge all of it is one segment.
-        let recorder = Recorder::new();
-        follow(&recorder, |_| Ok((Route::HostBridge, 3)))?;
-        let client = Client::with_backend(&recorder, LIMITS)?;
-        let mut mapping = PinnedMapping::new(pinned);
-        let mut segments = mapping.map(&client)?;
-        check_eq!(
-            segments.next()?,
-            Some(Segment {
-                dma: BASE + offset as u64,
-                len: len as u32,
-                origin: Origin::Mapped,
-            })
-        );
-        check!(segments.next()?.is_none());
-        // Neighbours are one.
-        let memories = recorder.memories();
-        check_eq!(memories.iter().position(|&m| m == Memory::Mmio), Some(1));
-        check_eq!(memories.iter().filter(|&&m| m == Memory::Mmio).count(), 1);
-        drop(memories);
-        mapping.unmap();
-        check!(recorder.clean());
-        drop(mapping);
-
-        // By its bus address.
-        let recorder = Recorder::new();
-        follow(&recorder, |_| Ok((Route::Bus { offset: UP }, 3)))?;
-        let client = Client::with_backend(&recorder, LIMITS)?;
-        let pinned = user.from_device(PAGE_SIZE, PAGE_SIZE, P2pPages::Allow)?;
-        let mut slot = Mapping::default();
-        let mut segments = client.map(&mut slot, bvecs(&pinned), pinned.direction())?;
-        check_eq!(segments.path(), Path::Bus);
-        check_eq!(
-            segments
-                .next()?
-                .map(|segment| (segment.dma, segment.origin)),
-            Some((theirs.phys() + UP, Origin::Bus))
-        );
-        drop(slot);
-        check!(recorder.called(&[]));
-        Ok(())
-    })
-}
-
-/// A page of each kind, made of one of a PCI device.
-fn kinds() -> Result {
-    with_memory(|dev| {
-        add_pages(dev)?;
-        let user = User::new(1, READ | WRITE)?;
-        user.replace(0, dev)?;
-        let pinned = user.to_device(0, PAGE_SIZE, P2pPages::Allow)?;
-        let piece = first(bvecs(&pinned))?;
-        // SAFETY: The memory has pages.
-        let page = unsafe { bindings::physdma_page_of(piece.phys()) };
-        // SAFETY: It is one of a device.
-        let map = unsafe { bindings::page_pgmap(page) };
-
-        for (kind, number, result) in [
-            (PageKind::PciP2pdma, 5, Ok(Miss::Refuse)),
-            (PageKind::Generic, 4, Ok(Miss::Ram)),
-            (PageKind::FsDax, 3, Ok(Miss::Ram)),
-            (PageKind::Coherent, 2, Ok(Miss::Ram)),
-            (PageKind::DevicePrivate, 1, Err(EFAULT)),
-            (PageKind::Unknown, 77, Err(EFAULT)),
-        ] {
-            // SAFETY: All zeros are a map of no memory.
-            let mut fake: KBox<bindings::dev_pagemap> =
-                KBox::new(unsafe { core::mem::zeroed() }, GFP_KERNEL)?;
-            fake.type_ = number;
-            // SAFETY: A page is a number of words; it is only looked at.
-            let mut copy = unsafe { page.cast::<Copied>().read() };
-            for word in &mut copy.0 {
-                if *word == map as usize {
-                    *word = &raw const *fake as usize;
-                }
+        let mut bytes = 0;
+        while let Some(segment) = segments.next()? {
+            if bytes == 0 {
+                check_eq!(segment.dma & 0xfff, 0x200);
             }
-            // SAFETY: It is not null, and outlives the page. Nothing but its flags and its map is
-            // looked at.
-            let page = unsafe { BorrowedPage::from_raw(NonNull::from(&mut copy).cast()) };
-            check_eq!(page.kind(), kind);
-            let source = source(core::slice::from_ref(&*page), 0, PAGE_SIZE);
-            check_eq!(source.as_ref().map(Source::miss).map_err(|&e| e), result);
-            check_eq!(
-                source.is_ok_and(|source| source.is_uniform()),
-                result == Ok(Miss::Ram)
-            );
+            bytes += segment.len as usize;
         }
+        check_eq!(bytes, 15 * PAGE_SIZE);
+        // An IOMMU makes it one segment.
+        check!(segments.count() == 1 || !cfg!(CONFIG_IOMMU_DMA));
         Ok(())
     })
 }
-
-/// A `struct page`.
-#[repr(align(64))]
-struct Copied([usize; size_of::<bindings::page>() / size_of::<usize>()]);
 
 #[kunit_tests(physdma_pinned)]
 mod tests {
@@ -593,15 +384,5 @@ mod tests {
     #[test]
     fn mapped_for_a_device() -> Result {
         on_a_device()
-    }
-
-    #[test]
-    fn memory_of_a_pci_device() -> Result {
-        of_a_device()
-    }
-
-    #[test]
-    fn each_kind_of_page() -> Result {
-        kinds()
     }
 }
