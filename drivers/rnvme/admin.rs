@@ -48,6 +48,7 @@ const ENTRIES: u32 = 32;
 /// The controller's admin queue.
 #[pin_data]
 pub(crate) struct Admin<'a, R: Regs> {
+    /// The rings, which commands go through as through any other queue's.
     pub(crate) queue: Arc<Queue<'a, R>>,
     requests: RequestQueue<Ops<'a, R>>,
     /// What Identify answered, where the device cannot change it any more.

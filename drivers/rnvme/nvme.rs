@@ -91,6 +91,7 @@ pub(crate) trait Interrupts<'a, R: Regs> {
 /// A controller with its queues and disks.
 #[pin_data]
 pub(crate) struct Nvme<'a, R: Regs> {
+    /// The registers and the state; the queues have it too.
     pub(crate) ctrl: Arc<Controller<'a, R>>,
     admin: Pin<KBox<Admin<'a, R>>>,
     queues: KVec<Arc<Queue<'a, R>>>,
@@ -417,6 +418,16 @@ impl<'a, R: Regs + 'a> Nvme<'a, R> {
         Ok(())
     }
 
+    /// Gives a controller up that takes no commands, and that nobody will need any more. Sleeps.
+    ///
+    /// Called by the recovery thread.
+    pub(crate) fn give_up(&self) {
+        self.ctrl.inbox.forget();
+        if self.ctrl.state() == State::Live {
+            self.die(ENODEV);
+        }
+    }
+
     /// Gives the controller up: what it was asked fails, and so does what comes.
     #[cold]
     fn die(&self, e: Error) {
@@ -505,6 +516,7 @@ impl<'a, R: Regs + 'a> Nvme<'a, R> {
 ///
 /// Dropping it removes the disks, and shuts the controller down.
 pub(crate) struct Attached<'a, R: Regs, I> {
+    /// The controller.
     pub(crate) nvme: Arc<Nvme<'a, R>>,
     recovery: Option<Recovery<'a, R>>,
     /// Open to other devices.
@@ -548,6 +560,11 @@ impl<'a, R: Regs + 'a, I: Interrupts<'a, R>> Attached<'a, R, I> {
 
 impl<'a, R: Regs + 'a, I> Drop for Attached<'a, R, I> {
     fn drop(&mut self) {
+        // What is under way would wait for its time-out in vain: the controller may have been pulled
+        // out.
+        if !self.nvme.ctrl.status().takes_commands() {
+            self.nvme.ctrl.inbox.give_up();
+        }
         // Recovery has to go on until nobody waits for a request.
         self.nvme.remove_disks();
         // No request of the driver's own has the memory any more. Those of others complete while what

@@ -49,12 +49,14 @@ struct Tasks {
     aborts: [(u16, u16); MAX_ABORTS],
     nr_aborts: usize,
     reset: bool,
+    give_up: bool,
     stop: bool,
 }
 
 enum Task {
     Abort { qid: u16, cid: u16 },
     Reset,
+    GiveUp,
     Stop,
 }
 
@@ -68,6 +70,7 @@ pub(crate) struct Inbox {
 }
 
 impl Inbox {
+    /// Nothing is to be done.
     pub(crate) fn new() -> impl PinInit<Self> {
         pin_init!(Self {
             tasks <- new_mutex!(Tasks::default()),
@@ -83,11 +86,18 @@ impl Inbox {
         !asked
     }
 
+    /// Asks for the controller to be given up. Sleeps.
+    pub(crate) fn give_up(&self) {
+        self.tasks.lock().give_up = true;
+        self.changed.notify_all();
+    }
+
     /// Forgets what was asked for: it was about requests that were all taken back. Sleeps.
     pub(crate) fn forget(&self) {
         let mut tasks = self.tasks.lock();
 
         tasks.reset = false;
+        tasks.give_up = false;
         tasks.nr_aborts = 0;
     }
 
@@ -113,6 +123,9 @@ impl Inbox {
         loop {
             if tasks.stop {
                 return Task::Stop;
+            }
+            if tasks.give_up {
+                return Task::GiveUp;
             }
             if tasks.reset {
                 // Until it is forgotten, nobody needs to ask again.
@@ -155,6 +168,7 @@ impl<'a, R: Regs + 'a> Recovery<'a, R> {
                 match recovered.ctrl.inbox.wait() {
                     Task::Abort { qid, cid } => recovered.abort(qid, cid),
                     Task::Reset => recovered.reset(),
+                    Task::GiveUp => recovered.give_up(),
                     Task::Stop => return,
                 }
             })

@@ -8,6 +8,8 @@ nothing else any more, they come. QEMU looked up where they are to go when the
 command began, so that they arrive there whatever the kernel does meanwhile:
 giving the memory up too early would be seen by the host, which writes a canary
 into it as soon as it has gone.
+
+Or the SSD itself goes, and the memory is nobody's in no time.
 """
 
 import os
@@ -38,6 +40,8 @@ DEBUGFS = "/sys/kernel/debug"
 DEVICES = "/sys/bus/pci/devices"
 ROUTES, PROVIDERS = f"{DEBUGFS}/physdma/routes", f"{DEBUGFS}/physdma/providers"
 IO = f"{DEBUGFS}/rnvme/io"
+# Nothing is left that a device answers: `setpci COMMAND=0`.
+TURN_OFF = "printf '\\0\\0' | dd of={device}/config bs=1 seek=4 conv=notrunc 2>/dev/null"
 
 
 def machine(mode):
@@ -91,32 +95,36 @@ class Client:
         self.ssd = ssd
         self.address = t.machine.address(ssd)
         self.data = os.urandom(SIZE)
-        disk = t.disk(ssd)
-        self.number = re.search(r"rnvme(\d+)n", disk).group(1)
+        self.find()
         with open(ssd.images[0], "r+b") as file:
             file.seek(MB)
             file.write(self.data)
+
+    def find(self):
+        """Waits until its disk is there."""
+        self.number = re.search(r"rnvme(\d+)n", self.t.disk(self.ssd)).group(1)
 
     def throttle(self, bps):
         """Lets the disk move so many bytes a second; 0 is as many as it can."""
         limits = {key: 0 for key in ("bps_rd", "bps_wr", "iops", "iops_rd", "iops_wr")}
         self.t.vm.qmp("block_set_io_throttle", device="nvme0n1", bps=bps, **limits)
 
-    def job(self, memory):
-        return f"{self.number} 1 read {MB // 512} mem:{memory.phys:#x}:{SIZE}"
+    def job(self, memory, op="read"):
+        block = {"read": MB, "write": 2 * MB}[op] // 512
+        return f"{self.number} 1 {op} {block} mem:{memory.phys:#x}:{SIZE}"
 
     def in_flight(self, memory):
         """A shell function: how many mappings the client has of the memory."""
         return (f"in_flight() {{ awk '$1 == \"{memory.address}\" && $2 == {memory.bar} && "
                 f"$3 == \"{self.address}\" {{ print $6 }}' {ROUTES}; }}; ")
 
-    def begin(self, memory):
+    def begin(self, memory, op="read"):
         """Starts a transfer that does not end."""
         self.throttle(1)
         # The first one still passes, and the second waits for an hour.
         self.t.vm.sh(
             f"rm -f /tmp/ended /tmp/gone; echo '{self.number} 1 read 0 ram:0:{SIZE}' > {IO} && "
-            f"{{ (echo '{self.job(memory)}' 2>/tmp/error > {IO}; echo $? > /tmp/ended) & }}; "
+            f"{{ (echo '{self.job(memory, op)}' 2>/tmp/error > {IO}; echo $? > /tmp/ended) & }}; "
             + self.in_flight(memory) +
             "for try in $(seq 200); do [ \"$(in_flight)\" = 1 ] && exit; sleep 0.02; done; "
             f"cat {ROUTES}; exit 1", limit=30)
@@ -125,10 +133,10 @@ class Client:
         """Has `command` take the memory away, and fails unless it waits for the transfer."""
         self.t.vm.sh(
             f"{{ ({command}; echo $? > /tmp/gone) & }}; " + self.in_flight(memory) +
-            "for try in $(seq 200); do "
+            "for try in $(seq 200); do [ -e /tmp/gone ] || "
             f"grep -q '^{memory.address} *{memory.bar} .* revoked ' {PROVIDERS} && break; "
             "sleep 0.02; done; sleep 0.1; "
-            f"if [ -e /tmp/gone ]; then echo gone too early; exit 1; fi; "
+            "if [ -e /tmp/gone ]; then echo it did not wait; exit 1; fi; "
             f"[ \"$(in_flight)\" = 1 ] || {{ cat {PROVIDERS} {ROUTES}; exit 1; }}; "
             "[ ! -e /tmp/ended ]", limit=30)
 
@@ -171,7 +179,7 @@ def run(t):
     with t.case("load"):
         t.vm.load("physdma")
         t.vm.load("physdma_ivshmem")
-        t.load_driver()
+        t.vm.load("rnvme", "io_timeout=3600")
         client = Client(t, a)
         third = Memory(t, ivshmem, 2, "physdma_ivshmem", ivshmem.memory)
         buffer = Memory(t, c, 2, "rnvme")
@@ -195,8 +203,8 @@ def run(t):
         """It answers no more, and then the kernel is told."""
         device = f"{DEVICES}/{memory.address}"
         with gone(client, memory,
-                  f"printf '\\0\\0' | dd of={device}/config bs=1 seek=4 conv=notrunc 2>/dev/null; "
-                  f"sleep 0.1; echo 1 > {device}/remove", seconds):
+                  f"{TURN_OFF.format(device=device)}; sleep 0.1; echo 1 > {device}/remove",
+                  seconds):
             t.vm.sh(f"[ ! -e {device} ]; echo 1 > /sys/bus/pci/rescan")
 
     with t.case(f"surprise removal of ivshmem, {REMOVALS} times"):
@@ -205,6 +213,20 @@ def run(t):
     with t.case(f"surprise removal of an SSD with memory, {REMOVALS} times"):
         for number in range(REMOVALS):
             surprised((buffer, region)[number % 2])
+
+    with t.case(f"surprise removal of the SSD that does it, {REMOVALS} times"):
+        device = f"{DEVICES}/{client.address}"
+        for number in range(REMOVALS):
+            memory = (third, buffer)[number % 2]
+            # It reads the memory: QEMU has looked up where, and does not forget it.
+            client.begin(memory, "write")
+            # The machine waits for no time-out: that would be an hour.
+            t.vm.sh(f"{TURN_OFF.format(device=device)}; echo 1 > {device}/remove; "
+                    "until [ -s /tmp/ended ]; do sleep 0.02; done; [ $(cat /tmp/ended) != 0 ]; " +
+                    client.in_flight(memory) + "[ -z $(in_flight) ]", limit=30)
+            client.throttle(0)
+            t.vm.sh("echo 1 > /sys/bus/pci/rescan")
+            client.find()
 
     with t.case(f"{CANARY:g} s after the memory went"):
         for how in unbound, surprised:
