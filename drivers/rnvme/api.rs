@@ -8,7 +8,8 @@
 use crate::{
     block::{
         Carried,
-        Disk, //
+        Disk,
+        Ops, //
     },
     command::{
         io,
@@ -22,8 +23,13 @@ use crate::{
     },
     regs::Regs, //
 };
+use core::slice;
 use kernel::{
-    block::mq::DriverOp,
+    block::mq::{
+        DriverOp,
+        EndIo,
+        Executed, //
+    },
     physdma::{
         provider_of,
         Client,
@@ -31,7 +37,16 @@ use kernel::{
         PhysBvec,
         Route, //
     },
-    prelude::*, //
+    prelude::*,
+    sync::{
+        atomic::{
+            Atomic,
+            Relaxed, //
+        },
+        Arc,
+        Completion,
+        UniqueArc, //
+    }, //
 };
 
 /// Which way data go.
@@ -50,11 +65,81 @@ struct List {
     done: usize,
 }
 
-/// What one command moves.
-struct Taken {
-    pieces: KVec<PhysBvec>,
-    /// Behind how many pieces RAM, or memory that is not RAM, ends.
-    turns: KVec<(bool, usize)>,
+/// What one command moves; kept until it has ended.
+struct Moving<E: Ended> {
+    /// Of the pieces, so that they are dropped first.
+    parts: KVec<Part<'static>>,
+    _pieces: KVec<PhysBvec>,
+    transfer: Arc<Transfer<E>>,
+}
+
+/// What is told when a transfer has ended.
+pub(crate) trait Ended: Send + Sync + 'static {
+    /// Called once, when nothing of the transfer is under way any more.
+    ///
+    /// Called in any context but NMI: it must not sleep.
+    fn ended(self, result: Result);
+}
+
+/// A transfer. It has ended when nobody has it any more.
+struct Transfer<E: Ended> {
+    ended: Option<E>,
+    /// The first error, or 0.
+    error: Atomic<i32>,
+}
+
+impl<E: Ended> Transfer<E> {
+    fn fail(&self, e: Error) {
+        // Only the first one is told.
+        let _ = self.error.cmpxchg(0, e.to_errno(), Relaxed);
+    }
+
+    fn result(&self) -> Result {
+        match self.error.load(Relaxed) {
+            0 => Ok(()),
+            errno => Err(Error::from_errno(errno)),
+        }
+    }
+}
+
+impl<E: Ended> Drop for Transfer<E> {
+    fn drop(&mut self) {
+        let result = self.result();
+
+        if let Some(ended) = self.ended.take() {
+            ended.ended(result);
+        }
+    }
+}
+
+impl<'a, R: Regs + 'a, E: Ended> EndIo<Ops<'a, R>> for Moving<E> {
+    type Kept = KBox<Self>;
+
+    fn end_io(kept: KBox<Self>, mut rq: Executed<'_, Ops<'a, R>>) {
+        rq.data_mut().carried = None;
+        if let Err(e) = rq.status().to_result() {
+            kept.transfer.fail(e);
+        }
+        // The tag is free before the transfer has ended.
+        drop(rq);
+    }
+}
+
+/// Who waits for a transfer.
+#[pin_data]
+struct Waiter {
+    #[pin]
+    done: Completion,
+    error: Atomic<i32>,
+}
+
+impl Ended for Arc<Waiter> {
+    fn ended(self, result: Result) {
+        if let Err(e) = result {
+            self.error.store(e.to_errno(), Relaxed);
+        }
+        self.done.complete_all();
+    }
 }
 
 impl List {
@@ -89,9 +174,14 @@ impl List {
         self.pieces.get(self.done..).unwrap_or_default()
     }
 
-    /// Takes the next `bytes` bytes.
-    fn take(&mut self, mut bytes: u32) -> Result<Taken> {
+    /// Takes the next `bytes` bytes, for a command of `transfer`.
+    fn take<E: Ended>(
+        &mut self,
+        mut bytes: u32,
+        transfer: &Arc<Transfer<E>>,
+    ) -> Result<KBox<Moving<E>>> {
         let mut taken = KVec::new();
+        // Behind how many pieces RAM, or memory that is not RAM, ends.
         let mut turns: KVec<(bool, usize)> = KVec::new();
 
         while bytes > 0 {
@@ -110,10 +200,30 @@ impl List {
                 None => self.done += 1,
             }
         }
-        Ok(Taken {
-            pieces: taken,
-            turns,
-        })
+
+        // SAFETY: The vector is not changed any more, nor freed before the parts: it goes where they
+        // go, and nobody else gets at them.
+        let pieces = unsafe { slice::from_raw_parts(taken.as_ptr(), taken.len()) };
+        let mut parts = KVec::with_capacity(turns.len(), GFP_KERNEL)?;
+        let mut from = 0;
+        for &(is_ram, to) in &turns {
+            let pieces = pieces.get(from..to).ok_or(EINVAL)?;
+
+            parts.push(
+                match is_ram {
+                    true => Part::Ram(pieces),
+                    false => Part::Provider(pieces),
+                },
+                GFP_KERNEL,
+            )?;
+            from = to;
+        }
+        let moving = Moving {
+            parts,
+            _pieces: taken,
+            transfer: transfer.clone(),
+        };
+        Ok(KBox::new(moving, GFP_KERNEL)?)
     }
 }
 
@@ -136,10 +246,72 @@ impl<'a, R: Regs + 'a> Disk<'a, R> {
     ///
     /// What `parts` say to be RAM is, and nobody else uses it until this returns.
     pub(crate) unsafe fn transfer(&self, way: Way, lba: u64, parts: &[Part<'_>]) -> Result {
+        let waiter = Arc::pin_init(
+            pin_init!(Waiter {
+                done <- Completion::new(),
+                error: Atomic::new(0),
+            }),
+            GFP_KERNEL,
+        )?;
+
+        // SAFETY: By the safety requirements; this returns when it has ended.
+        unsafe { self.start(way, lba, parts, waiter.clone()) };
+        waiter.done.wait_for_completion();
+        match waiter.error.load(Relaxed) {
+            0 => Ok(()),
+            errno => Err(Error::from_errno(errno)),
+        }
+    }
+
+    /// Like [`Self::transfer`], but does not wait until it is done: `ended` is told, maybe before
+    /// this returns, and of all errors too. Sleeps where there are more commands than tags.
+    ///
+    /// All commands are under way at the same time. The list itself is not needed any more when this
+    /// returns. Whoever takes away the disk, or memory that is not RAM, waits.
+    ///
+    /// # Safety
+    ///
+    /// What `parts` say to be RAM is, and nobody else uses it until `ended` is told: what keeps it is
+    /// in `ended`, or lives longer than the disk, but cannot be forgotten.
+    pub(crate) unsafe fn start<E: Ended>(&self, way: Way, lba: u64, parts: &[Part<'_>], ended: E) {
+        let transfer = UniqueArc::new(
+            Transfer {
+                ended: None,
+                error: Atomic::new(0),
+            },
+            GFP_KERNEL,
+        );
+        let Ok(mut transfer) = transfer else {
+            return ended.ended(Err(ENOMEM));
+        };
+        transfer.ended = Some(ended);
+        let transfer = Arc::from(transfer);
+
+        // SAFETY: By the safety requirements of this function.
+        if let Err(e) = unsafe { self.commands(way, lba, parts, &transfer) } {
+            transfer.fail(e);
+        }
+    }
+
+    /// Starts the commands of `transfer`.
+    ///
+    /// # Safety
+    ///
+    /// As with [`Self::start`].
+    unsafe fn commands<E: Ended>(
+        &self,
+        way: Way,
+        lba: u64,
+        parts: &[Part<'_>],
+        transfer: &Arc<Transfer<E>>,
+    ) -> Result {
         let mut list = List::new(self.client, parts)?;
         let mut lba = lba;
 
         while !list.left().is_empty() {
+            // The rest would be of no use.
+            transfer.result()?;
+
             let bytes = cut::next(
                 list.left().iter().map(|&(piece, kind)| Piece {
                     at: piece.phys(),
@@ -156,24 +328,11 @@ impl<'a, R: Regs + 'a> Disk<'a, R> {
                 );
                 EINVAL
             })?;
-            let Taken { pieces, turns } = list.take(bytes)?;
-            let mut parts = KVec::with_capacity(turns.len(), GFP_KERNEL)?;
-            let mut from = 0;
-            for &(is_ram, to) in &turns {
-                let pieces = pieces.get(from..to).ok_or(EINVAL)?;
+            let moving = list.take(bytes, transfer)?;
 
-                parts.push(
-                    match is_ram {
-                        true => Part::Ram(pieces),
-                        false => Part::Provider(pieces),
-                    },
-                    GFP_KERNEL,
-                )?;
-                from = to;
-            }
-
-            // SAFETY: By the safety requirements of this function.
-            unsafe { self.command(way, lba, &parts, bytes) }?;
+            // SAFETY: By the safety requirements of this function: it is kept until it has ended,
+            // and with it the transfer.
+            unsafe { self.command(way, lba, moving, bytes) }?;
             lba = lba
                 .checked_add((bytes >> self.lba_shift).into())
                 .ok_or(EINVAL)?;
@@ -181,12 +340,18 @@ impl<'a, R: Regs + 'a> Disk<'a, R> {
         Ok(())
     }
 
-    /// Executes one command that moves all `bytes` bytes of `parts`.
+    /// Starts one command, which moves all `bytes` bytes of `moving`.
     ///
     /// # Safety
     ///
-    /// As with [`Self::transfer`].
-    unsafe fn command(&self, way: Way, lba: u64, parts: &[Part<'_>], bytes: u32) -> Result {
+    /// What it says to be RAM is, and nobody else uses it until it is dropped.
+    unsafe fn command<E: Ended>(
+        &self,
+        way: Way,
+        lba: u64,
+        moving: KBox<Moving<E>>,
+        bytes: u32,
+    ) -> Result {
         let (op, opcode) = match way {
             Way::Read => (DriverOp::In, io::READ),
             Way::Write => (DriverOp::Out, io::WRITE),
@@ -197,10 +362,10 @@ impl<'a, R: Regs + 'a> Disk<'a, R> {
         let data = rq.data_mut();
         data.command = Command::rw(opcode, self.nsid, lba, blocks, false);
         data.status = CommandStatus::INTERNAL;
-        // SAFETY: The request has ended when this function returns.
-        data.carried = Some(unsafe { Carried::new(parts, bytes) });
-        let mut done = rq.execute(0);
-        done.data_mut().carried = None;
-        done.status().to_result()
+        // SAFETY: The list is in a box that the request keeps until it has ended; the rest is as the
+        // safety requirements say.
+        data.carried = Some(unsafe { Carried::new(&moving.parts, bytes) });
+        rq.execute_nowait::<Moving<E>>(0, moving);
+        Ok(())
     }
 }

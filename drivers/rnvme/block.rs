@@ -270,19 +270,26 @@ impl<'a, R: Regs + 'a> Ops<'a, R> {
     /// What a request is told whose memory could not be mapped.
     #[cold]
     fn mapping_failed(queue: &Queue<'a, R>, e: Error) -> Status {
-        if e == ENOMEM || e == EAGAIN {
-            return Status::RESOURCE;
-        }
-        if e == EINVAL {
+        let (why, status) = match e {
+            ENOMEM | EAGAIN => return Status::RESOURCE,
             // Memory of a device that this one does not reach; why, is in the log.
-            return Status::INVAL;
+            EINVAL => return Status::INVAL,
+            ENODEV => ("its memory is being taken away", Status::OFFLINE),
+            EFAULT => ("its memory is no provider's any more", Status::IOERR),
+            _ => ("the kernel does not map its memory", Status::IOERR),
+        };
+        let ctrl = queue.ctrl();
+
+        if let Some(count) = ctrl.unmapped.count() {
+            dev_err!(
+                ctrl.dev,
+                "a request cannot be mapped: {}: {:?} ({} so far)\n",
+                why,
+                e,
+                count
+            );
         }
-        dev_err!(queue.ctrl().dev, "a request cannot be mapped: {:?}\n", e);
-        match e {
-            EINVAL => Status::INVAL,
-            ENODEV => Status::OFFLINE,
-            _ => Status::IOERR,
-        }
+        status
     }
 
     /// The block layer keeps to the limits that it was told, so that this does not happen.

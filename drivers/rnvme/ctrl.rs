@@ -48,6 +48,23 @@ pub(crate) enum State {
     Dead,
 }
 
+/// Counts what is logged ever more rarely.
+pub(crate) struct Rarely(Atomic<u32>);
+
+impl Rarely {
+    fn new() -> Self {
+        Self(Atomic::new(0))
+    }
+
+    /// Counts one more. Returns how many there were if that is to be logged: if it is a power of
+    /// two.
+    pub(crate) fn count(&self) -> Option<u32> {
+        let count = self.0.fetch_add(1, Relaxed).wrapping_add(1);
+
+        count.is_power_of_two().then_some(count)
+    }
+}
+
 /// A controller's registers and state.
 ///
 /// Who may change what: one thread at a time brings the controller up, resets it and shuts it
@@ -60,7 +77,9 @@ pub(crate) struct Controller<'a, R> {
     pub(crate) caps: Capabilities,
     state: Atomic<u32>,
     /// How often the controller said what cannot be.
-    lies: Atomic<u32>,
+    lies: Rarely,
+    /// How often the memory of a request could not be mapped.
+    pub(crate) unmapped: Rarely,
     /// What the recovery thread is to do.
     #[pin]
     pub(crate) inbox: Inbox,
@@ -92,7 +111,8 @@ impl<'a, R: Regs> Controller<'a, R> {
                 regs,
                 caps,
                 state: Atomic::new(State::Starting as u32),
-                lies: Atomic::new(0),
+                lies: Rarely::new(),
+                unmapped: Rarely::new(),
                 inbox <- Inbox::new(),
             }),
             GFP_KERNEL,
@@ -116,18 +136,15 @@ impl<'a, R: Regs> Controller<'a, R> {
         self.regs.io().read(regs::CSTS)
     }
 
-    /// Counts something that the controller said and that cannot be. Returns whether it should be
-    /// logged, which is so ever more rarely, and how often it happened.
+    /// Counts something that the controller said and that cannot be, as [`Rarely::count`].
     pub(crate) fn lie(&self) -> Option<u32> {
-        let count = self.lies.fetch_add(1, Relaxed).wrapping_add(1);
-
-        count.is_power_of_two().then_some(count)
+        self.lies.count()
     }
 
     /// How often it did.
     #[allow(dead_code, reason = "used by the suite that plays a controller")]
     pub(crate) fn lies(&self) -> u32 {
-        self.lies.load(Relaxed)
+        self.lies.0.load(Relaxed)
     }
 
     /// Writes a doorbell.

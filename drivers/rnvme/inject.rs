@@ -16,6 +16,7 @@ use crate::{
     nvme::Nvme,
     regs::Regs, //
 };
+use core::mem;
 use kernel::{
     debugfs,
     physdma::{
@@ -55,7 +56,7 @@ global_lock! {
     unsafe(uninit) static JOBS: Mutex<Jobs> = Jobs {
         controllers: KVec::new(),
         ram: KVec::new(),
-        next: None,
+        next: Next::Nothing,
     };
 }
 
@@ -64,7 +65,15 @@ struct Jobs {
     controllers: KVec<u32>,
     /// Made when the first controller comes.
     ram: KVec<u8>,
-    next: Option<Job>,
+    next: Next,
+}
+
+/// What is to be done: one thing at a time, whose the buffer is.
+enum Next {
+    Nothing,
+    Asked(Job),
+    Running,
+    Done(Result),
 }
 
 struct Job {
@@ -74,7 +83,6 @@ struct Job {
     lba: u64,
     /// Pieces, and whether each is RAM.
     pieces: KVec<(bool, PhysBvec)>,
-    result: Option<Result>,
 }
 
 fn number<T: ParseInt>(text: &str) -> Result<T> {
@@ -126,7 +134,6 @@ impl Job {
             way,
             lba,
             pieces,
-            result: None,
         })
     }
 
@@ -146,8 +153,8 @@ impl Job {
             )?;
         }
         nvme.with_disk(self.nsid, |disk| {
-            // SAFETY: RAM is of the buffer, which is there until the module goes, and is used by
-            // who has the lock: the caller.
+            // SAFETY: RAM is of the buffer, which is there until the module goes, and one job at a
+            // time is running.
             unsafe { disk.transfer(self.way, self.lba, &parts) }
         })
         .ok_or(ENXIO)?
@@ -166,8 +173,8 @@ fn write(_: &(), reader: &mut UserSliceReader) -> Result {
 
     loop {
         let mut jobs = JOBS.lock();
-        if jobs.next.is_none() {
-            jobs.next = Some(Job::parse(line, &jobs.ram)?);
+        if matches!(jobs.next, Next::Nothing) {
+            jobs.next = Next::Asked(Job::parse(line, &jobs.ram)?);
             break;
         }
         drop(jobs);
@@ -176,13 +183,15 @@ fn write(_: &(), reader: &mut UserSliceReader) -> Result {
     loop {
         {
             let mut jobs = JOBS.lock();
-            let Some(job) = &jobs.next else {
-                return Err(EIO);
+            let result = match &jobs.next {
+                Next::Asked(job) if !jobs.controllers.contains(&job.controller) => {
+                    Some(Err(ENODEV))
+                }
+                Next::Done(result) => Some(*result),
+                _ => None,
             };
-            let there = jobs.controllers.contains(&job.controller);
-            let result = job.result.or((!there).then_some(Err(ENODEV)));
             if let Some(result) = result {
-                jobs.next = None;
+                jobs.next = Next::Nothing;
                 return result;
             }
         }
@@ -243,10 +252,11 @@ impl<'a> Injector<'a> {
         let thread = unsafe {
             Thread::spawn(c"rnvme_inject", move |stop| {
                 while !stop.should_stop() {
-                    if let Some(job) = &mut JOBS.lock().next {
-                        if job.controller == instance && job.result.is_none() {
-                            job.result = Some(job.execute(&nvme));
-                        }
+                    // Without the lock: others come and go meanwhile.
+                    if let Some(job) = Self::take(instance) {
+                        let result = job.execute(&nvme);
+
+                        JOBS.lock().next = Next::Done(result);
                     }
                     fsleep(Delta::from_millis(PERIOD));
                 }
@@ -257,6 +267,19 @@ impl<'a> Injector<'a> {
             instance,
             _thread: thread,
         })
+    }
+
+    /// What the controller is asked, if it is.
+    fn take(instance: u32) -> Option<Job> {
+        let mut jobs = JOBS.lock();
+
+        if !matches!(&jobs.next, Next::Asked(job) if job.controller == instance) {
+            return None;
+        }
+        match mem::replace(&mut jobs.next, Next::Running) {
+            Next::Asked(job) => Some(job),
+            _ => None,
+        }
     }
 }
 

@@ -10,6 +10,8 @@ use kernel::{
         gen_disk::GenDiskBuilder,
         CommandId,
         DriverOp,
+        EndIo,
+        Executed,
         IdleRequest,
         InFlight,
         Op,
@@ -427,6 +429,56 @@ fn execute_within(
     Ok((rq.status(), rq.data().output))
 }
 
+/// What was heard of a request that nobody waits for.
+struct Heard {
+    times: Atomic<u32>,
+    /// How it ended, as an index of [`STATUSES`].
+    status: Atomic<u32>,
+    output: Atomic<u32>,
+}
+
+impl Heard {
+    /// Waits until it was heard of.
+    fn wait(&self) -> Result<(Status, u32)> {
+        wait_for(|| self.times.load(Acquire) != 0)?;
+        let status = STATUSES.get(self.status.load(Relaxed) as usize).copied();
+        Ok((status.ok_or(EIO)?, self.output.load(Relaxed)))
+    }
+}
+
+impl EndIo<Driver> for Heard {
+    type Kept = Arc<Self>;
+
+    fn end_io(kept: Arc<Self>, mut rq: Executed<'_, Driver>) {
+        let status = STATUSES.iter().position(|&s| s == rq.status());
+
+        kept.output.store(rq.data_mut().output, Relaxed);
+        kept.status
+            .store(status.map_or(OTHER, |index| index as u32), Relaxed);
+        kept.times.fetch_add(1, Release);
+    }
+}
+
+/// Executes one request, and waits for nothing.
+fn begin(queue: &RequestQueue<Driver>, input: u32, timeout: u32) -> Result<Arc<Heard>> {
+    let heard = Arc::new(
+        Heard {
+            times: Atomic::new(0),
+            status: Atomic::new(0),
+            output: Atomic::new(0),
+        },
+        GFP_KERNEL,
+    )?;
+    let mut rq = queue.alloc(DriverOp::Out)?;
+    let data = rq.data_mut();
+
+    data.input = input;
+    data.output = 0;
+    data.status = Status::OK;
+    rq.execute_nowait::<Heard>(timeout, heard.clone());
+    Ok(heard)
+}
+
 /// A thread that executes one request.
 struct Submitter<'a> {
     done: Arc<Atomic<u32>>,
@@ -717,6 +769,80 @@ mod tests {
         check!(execute(&queue, 1, Status::OK)? == (Status::OK, 2));
         check!(state.dispatched.load(Relaxed) == 2);
         check!(table(&queue)?.claim(state.wait_held()?).is_none());
+        Ok(())
+    }
+
+    #[test]
+    fn nobody_waits() -> Result {
+        let state = State::new(Mode::Hold)?;
+        let queue = queue(&state, 4)?;
+        let table = table(&queue)?;
+        let mut under_way = KVec::new();
+
+        for input in 0..3 {
+            let heard = begin(&queue, input, 0)?;
+            under_way.push((heard, state.wait_held()?), GFP_KERNEL)?;
+        }
+        // They end in another order, each on its own.
+        for ended in [1, 2, 0] {
+            let (heard, id) = &under_way[ended];
+            check!(heard.times.load(Relaxed) == 0);
+            table.claim(*id).ok_or(EINVAL)?.end(Status::TARGET);
+            check!(heard.wait()? == (Status::TARGET, 0));
+            check!(table.claim(*id).is_none());
+        }
+        // All tags are free, and what was kept was given back, once.
+        state.set_mode(Mode::Complete);
+        for _ in 0..8 {
+            check!(begin(&queue, 40, 0)?.wait()? == (Status::OK, 42));
+        }
+        for (heard, _) in under_way {
+            check!(heard.times.load(Relaxed) == 1);
+            check!(Arc::into_unique_or_drop(heard).is_some());
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn nobody_waits_and_it_fails() -> Result {
+        let state = State::new(Mode::Refuse)?;
+        let queue = queue(&state, 1)?;
+
+        check!(begin(&queue, 1, 0)?.wait()? == (Status::MEDIUM, 0));
+        state.set_mode(Mode::Drop);
+        check!(begin(&queue, 1, 0)?.wait()? == (Status::IOERR, 0));
+        state.set_mode(Mode::Hold);
+        check!(begin(&queue, 1, 100)?.wait()? == (Status::TIMEOUT, 0));
+        state.set_mode(Mode::Requeue);
+        state.refusals.store(2, Relaxed);
+        check!(begin(&queue, 1, 0)?.wait()? == (Status::OK, 2));
+        Ok(())
+    }
+
+    #[test]
+    fn the_queue_waits_for_what_nobody_waits_for() -> Result {
+        let state = State::new(Mode::Hold)?;
+        let queue = queue(&state, 2)?;
+        let table = table(&queue)?;
+        let heard = begin(&queue, 1, 0)?;
+        let id = state.wait_held()?;
+        let early = Atomic::new(1u32);
+        let watched = (heard.clone(), &early);
+        // SAFETY: The thread is dropped at the end of the test.
+        let _device = unsafe {
+            Thread::spawn(c"block_mq_device", move |_| {
+                fsleep(Delta::from_millis(50));
+                watched.1.store(watched.0.times.load(Relaxed), Relaxed);
+                if let Some(rq) = table.claim(id) {
+                    rq.end(Status::OK);
+                }
+            })
+        }?;
+
+        drop(queue);
+        check!(heard.times.load(Acquire) == 1);
+        check!(early.load(Relaxed) == 0);
+        check!(state.data_alive.load(Relaxed) == 0);
         Ok(())
     }
 

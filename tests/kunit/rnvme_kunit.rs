@@ -28,6 +28,8 @@ mod layout;
 mod lies;
 #[path = "../../drivers/rnvme/memory.rs"]
 mod memory;
+#[path = "rnvme/mixed.rs"]
+mod mixed;
 #[path = "../../drivers/rnvme/nvme.rs"]
 mod nvme;
 #[path = "../../drivers/rnvme/prp.rs"]
