@@ -474,6 +474,7 @@ impl<'a, R: Regs + 'a> Disk<'a, R> {
             .limits(limits)
             .capacity_sectors(ns.sectors())
             .parent(ctrl.dev)
+            .read_only(ns.read_only)
             .build(name, tags, target)?;
 
         Ok(Self {
