@@ -199,7 +199,7 @@ impl<'a, R: Regs> Controller<'a, R> {
                 .with_en(true),
         );
 
-        self.wait(self.caps.timeout_ms, |csts| csts.rdy() || csts.cfs())
+        self.wait(self.caps.ready_ms, |csts| csts.rdy() || csts.cfs())
             .and_then(|()| match self.status() {
                 csts if csts.cfs() => Err(EIO),
                 _ => Ok(()),
