@@ -105,7 +105,8 @@ pub(crate) struct Nvme<'a, R: Regs> {
 }
 
 impl<'a, R: Regs + 'a> Nvme<'a, R> {
-    /// Brings the controller up, as far as it can serve requests. Sleeps.
+    /// Brings the controller up, as far as it can serve requests, and opens its memory to other devices.
+    /// Sleeps.
     ///
     /// # Errors
     ///
@@ -119,7 +120,7 @@ impl<'a, R: Regs + 'a> Nvme<'a, R> {
         regs: R,
         irqs: &mut impl Interrupts<'a, R>,
         config: Config,
-    ) -> Result<Arc<Self>> {
+    ) -> Result<(Arc<Self>, Opened<R>)> {
         let client = Client::new(dev, CLIENT_LIMITS)?.into_devres()?;
         let ctrl = Controller::new(dev, regs)?;
         // Whoever used it before may have left it running.
@@ -130,13 +131,15 @@ impl<'a, R: Regs + 'a> Nvme<'a, R> {
         irqs.attach(admin.queue.clone())?;
         // From here on the device writes to memory, which must end before the memory is freed.
         let enabled = ScopeGuard::new_with_data(ctrl.clone(), |ctrl| {
+            Memory::disable(&ctrl);
             // What can be said about an error was said.
             let _ = ctrl.disable();
         });
         ctrl.enable(&admin.queue.rings())?;
         admin.queue.set_enabled(true);
 
-        let memory = Memory::new(&ctrl);
+        let mut memory = Memory::new(&ctrl);
+        let opened = memory.open(&ctrl);
         let identity = admin.identify_controller()?;
         let max_transfer = identity
             .max_transfer
@@ -147,6 +150,7 @@ impl<'a, R: Regs + 'a> Nvme<'a, R> {
             .io_queues
             .min(vectors.saturating_sub(1))
             .min(ctrl.caps.max_qid.into())
+            .min(memory.max_qid(ctrl.caps.stride).into())
             .max(1);
         // CAST: At most `max_qid`.
         let granted = admin.set_queues(wanted as u16)?;
@@ -214,7 +218,7 @@ impl<'a, R: Regs + 'a> Nvme<'a, R> {
             GFP_KERNEL,
         )?;
         enabled.dismiss();
-        Ok(nvme)
+        Ok((nvme, opened))
     }
 
     /// The active namespaces, as the controller lists them, but for what is beyond
@@ -530,17 +534,16 @@ impl<'a, R: Regs + 'a, I: Interrupts<'a, R>> Attached<'a, R, I> {
         config: Config,
     ) -> Result<Self> {
         // SAFETY: It is not forgotten unless the result is.
-        let nvme = unsafe { Nvme::new(dev, regs, &mut irqs, config) }?;
+        let (nvme, opened) = unsafe { Nvme::new(dev, regs, &mut irqs, config) }?;
         let mut this = Self {
             nvme: nvme.clone(),
             recovery: None,
-            opened: None,
+            opened: Some(opened),
             _irqs: irqs,
         };
 
         // SAFETY: It is not forgotten unless the result is.
         this.recovery = Some(unsafe { Recovery::new(nvme) }?);
-        this.opened = Some(this.nvme.memory.open(&this.nvme.ctrl));
         this.nvme.add_disks()?;
         Ok(this)
     }
@@ -558,6 +561,7 @@ impl<'a, R: Regs + 'a, I> Drop for Attached<'a, R, I> {
         self.nvme.delete_queues();
         self.nvme.stop_queues();
         self.nvme.ctrl.shut_down(self.nvme.identity.shutdown_ms);
+        Memory::disable(&self.nvme.ctrl);
         self.nvme.ctrl.regs.isolate();
         self.nvme.drain(false);
         self.nvme.report();
