@@ -72,7 +72,7 @@ impl<'a, R: Regs + 'a> Admin<'a, R> {
         client: &'a Client<'a>,
         timeout: Msecs,
     ) -> Result<Pin<KBox<Self>>> {
-        let queue = Queue::new(ctrl, 0, 0, ENTRIES)?;
+        let queue = Queue::new(ctrl, 0, 0, ENTRIES, 0)?;
         let mut queues = KVec::new();
 
         queues.push(queue.clone(), GFP_KERNEL)?;

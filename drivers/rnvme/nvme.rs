@@ -160,7 +160,7 @@ impl<'a, R: Regs + 'a> Nvme<'a, R> {
         let mut shared = KVec::new();
         for qid in 1..=granted {
             let vector = if vectors == 1 { 0 } else { qid.into() };
-            let queue = Queue::new(ctrl.clone(), qid, vector, entries)?;
+            let queue = Queue::new(ctrl.clone(), qid, vector, entries, max_transfer)?;
 
             irqs.attach(queue.clone())?;
             queues.push(queue.clone(), GFP_KERNEL)?;
