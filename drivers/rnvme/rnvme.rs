@@ -92,6 +92,9 @@ use kernel::{
 /// Admin commands that were not answered for so long are given up, in milliseconds.
 const ADMIN_TIMEOUT: u32 = 60_000;
 
+/// The longest time-out that the block layer takes, in milliseconds: 24 days.
+const MAX_IO_TIMEOUT: u32 = i32::MAX as u32;
+
 /// Which numbers of controllers are taken, one bit each.
 static INSTANCES: [Atomic<u64>; 4] = [const { Atomic::new(0) }; 4];
 
@@ -278,7 +281,10 @@ impl Rnvme {
         let config = Config {
             instance: instance.0,
             io_queues: cpus,
-            io_timeout: module_parameters::io_timeout.value().saturating_mul(1000),
+            io_timeout: module_parameters::io_timeout
+                .value()
+                .saturating_mul(1000)
+                .min(MAX_IO_TIMEOUT),
             admin_timeout: ADMIN_TIMEOUT,
         };
         let irqs = PciInterrupts {
