@@ -334,6 +334,7 @@ impl pci::Driver for Rnvme {
 /// The module: the driver, and what tests drive it by.
 #[pin_data]
 struct Module {
+    /// Dropped first: its controllers use the file's memory.
     #[pin]
     _driver: driver::Registration<pci::Adapter<Rnvme>>,
     #[cfg(CONFIG_RNVME_INJECT)]
@@ -347,9 +348,9 @@ impl InPlaceModule for Module {
         inject::init();
 
         try_pin_init!(Self {
-            _driver <- driver::Registration::new(<Self as ModuleMetadata>::NAME, module),
             #[cfg(CONFIG_RNVME_INJECT)]
             _file <- inject::file(),
+            _driver <- driver::Registration::new(<Self as ModuleMetadata>::NAME, module),
         })
     }
 }
