@@ -45,7 +45,7 @@ const MAX_ABORTS: usize = 16;
 /// What the recovery thread is to do.
 #[derive(Default)]
 struct Tasks {
-    /// Commands to be aborted, by queue and command identifier.
+    /// Commands to be aborted, by queue and command identifier, the oldest first.
     aborts: [(u16, u16); MAX_ABORTS],
     nr_aborts: usize,
     reset: bool,
@@ -118,11 +118,12 @@ impl Inbox {
                 // Until it is forgotten, nobody needs to ask again.
                 return Task::Reset;
             }
-            if let Some(last) = tasks.nr_aborts.checked_sub(1) {
-                tasks.nr_aborts = last;
-                if let Some(&(qid, cid)) = tasks.aborts.get(last) {
-                    return Task::Abort { qid, cid };
-                }
+            if let Some(left) = tasks.nr_aborts.checked_sub(1) {
+                let [(qid, cid), ..] = tasks.aborts;
+
+                tasks.aborts.rotate_left(1);
+                tasks.nr_aborts = left;
+                return Task::Abort { qid, cid };
             }
             let _ = self.changed.wait_interruptible(&mut tasks);
         }
