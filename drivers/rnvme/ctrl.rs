@@ -127,8 +127,24 @@ impl<'a, R: Regs> Controller<'a, R> {
         }
     }
 
+    /// Sleeps.
     pub(crate) fn set_state(&self, state: State) {
         self.state.store(state as u32, Release);
+        self.inbox.wake();
+    }
+
+    /// Waits while the controller is reset. Sleeps.
+    ///
+    /// # Errors
+    ///
+    /// - `ENODEV`: it is dead.
+    /// - `EINTR`: there is a signal.
+    pub(crate) fn settle(&self) -> Result {
+        self.inbox.wait_until(|| self.state() != State::Starting)?;
+        match self.state() {
+            State::Dead => Err(ENODEV),
+            _ => Ok(()),
+        }
     }
 
     /// What the controller says of itself.

@@ -44,6 +44,7 @@ use kernel::{
         Bound,
         Device, //
     },
+    fmt,
     new_mutex,
     physdma::Client,
     prelude::*,
@@ -65,6 +66,12 @@ const MAX_ENTRIES: u32 = 1024;
 
 /// The most namespaces of a controller that become disks.
 const MAX_NAMESPACES: usize = 1024;
+
+/// The most namespaces of a controller of which a line says why they are skipped.
+const MAX_SKIPPED_SAID: u32 = 8;
+
+/// How often a controller may be reset while it is asked for its namespaces.
+const MAX_RESETS: u32 = 5;
 
 /// What the driver is told about how to use a controller.
 #[derive(Clone, Copy)]
@@ -271,16 +278,29 @@ impl<'a, R: Regs + 'a> Nvme<'a, R> {
     /// Makes a disk of every namespace that can be one. Sleeps.
     ///
     /// A namespace that cannot is skipped, after one line that says why. Where the controller does
-    /// not list its namespaces, all that there may be are tried, as in C.
+    /// not list its namespaces, all that there may be are tried, as in C. What was asked while the
+    /// controller was reset is asked again; if it does not answer, the namespaces that are left are
+    /// skipped.
     ///
     /// # Errors
     ///
-    /// - `ETIMEDOUT`: the controller does not answer, and was disabled.
+    /// - `ETIMEDOUT`: the controller does not say what namespaces there are.
+    /// - `EAGAIN`: it was reset all the time.
+    /// - `ENODEV`: it is dead.
+    /// - `EINTR`: there is a signal.
     /// - `ENOMEM`.
     fn add_disks(&self) -> Result {
-        let (list, listed) = match self.listed_namespaces() {
+        let mut resets = 0;
+        let (list, listed) = match self.ask(&mut resets, || self.listed_namespaces()) {
             Err(e) if e == EIO => (self.possible_namespaces()?, false),
             list => (list?, true),
+        };
+        let mut skipped = 0;
+        let mut skip = |why: fmt::Arguments<'_>| {
+            skipped += 1;
+            if skipped <= MAX_SKIPPED_SAID {
+                dev_warn!(self.ctrl.dev, "{}\n", why);
+            }
         };
 
         if list.is_empty() {
@@ -288,23 +308,62 @@ impl<'a, R: Regs + 'a> Nvme<'a, R> {
         }
         for &nsid in &list {
             if nsid > self.identity.namespaces {
-                dev_err!(
-                    self.ctrl.dev,
-                    "namespace {} of {} is skipped\n",
+                skip(fmt!(
+                    "namespace {} of {} is skipped",
                     nsid,
                     self.identity.namespaces
-                );
+                ));
                 continue;
             }
-            if let Err(e) = self.add_disk(nsid, listed) {
-                dev_err!(self.ctrl.dev, "namespace {}: no disk: {:?}\n", nsid, e);
+            let added = match self.ask(&mut resets, || self.identify(nsid)) {
+                Ok(Ok(ns)) => self.add_disk(nsid, ns),
+                Ok(Err(Unusable::Empty)) if !listed => continue,
+                Ok(Err(e)) => {
+                    skip(fmt!("namespace {} is skipped: {:?}", nsid, e));
+                    continue;
+                }
+                Err(e) if e == ETIMEDOUT || e == EAGAIN => {
+                    dev_err!(
+                        self.ctrl.dev,
+                        "the namespaces from {} on are skipped: {:?}\n",
+                        nsid,
+                        e
+                    );
+                    break;
+                }
+                Err(e) if e == ENODEV || e == EINTR => return Err(e),
+                Err(e) => Err(e),
+            };
+            if let Err(e) = added {
+                skip(fmt!("namespace {}: no disk: {:?}", nsid, e));
             }
+        }
+        if skipped > MAX_SKIPPED_SAID {
+            dev_warn!(self.ctrl.dev, "{} namespaces are skipped\n", skipped);
         }
         Ok(())
     }
 
+    /// What `question` returns, which is put again if the controller was reset meanwhile; not without
+    /// end: `resets` counts. Sleeps.
+    ///
+    /// # Errors
+    ///
+    /// Those of `question`, and those of [`Controller::settle()`].
+    pub(crate) fn ask<T>(&self, resets: &mut u32, question: impl Fn() -> Result<T>) -> Result<T> {
+        loop {
+            match question() {
+                Err(e) if e == EAGAIN && *resets < MAX_RESETS => {
+                    *resets += 1;
+                    self.ctrl.settle()?;
+                }
+                answer => return answer,
+            }
+        }
+    }
+
     /// What the controller says of a namespace, or why it cannot be a disk.
-    fn identify(&self, nsid: u32) -> Result<Result<Namespace, Unusable>> {
+    pub(crate) fn identify(&self, nsid: u32) -> Result<Result<Namespace, Unusable>> {
         if self.ctrl.caps.css == CSS_ALL {
             let set = self.admin.command_set(nsid)?;
 
@@ -315,16 +374,8 @@ impl<'a, R: Regs + 'a> Nvme<'a, R> {
         self.admin.identify_namespace(nsid)
     }
 
-    /// Makes a disk of a namespace, if it can be one. Unless it was `listed`, it need not exist.
-    fn add_disk(&self, nsid: u32, listed: bool) -> Result {
-        let ns = match self.identify(nsid)? {
-            Ok(ns) => ns,
-            Err(Unusable::Empty) if !listed => return Ok(()),
-            Err(e) => {
-                dev_warn!(self.ctrl.dev, "namespace {} is skipped: {:?}\n", nsid, e);
-                return Ok(());
-            }
-        };
+    /// Makes a disk of a namespace.
+    fn add_disk(&self, nsid: u32, ns: Namespace) -> Result {
         let disk = Disk::new(
             &self.ctrl,
             self.tags.clone(),
@@ -421,7 +472,20 @@ impl<'a, R: Regs + 'a> Nvme<'a, R> {
         Ok(())
     }
 
-    /// Gives the controller up: what it was asked fails, and so does what comes.
+    /// Has nobody wait for an answer of a controller that is gone. Sleeps.
+    fn cancel_admin(&self) {
+        let queue = &self.admin.queue;
+
+        queue.set_enabled(false);
+        synchronize_rcu();
+        if let Ok(table) = queue.in_flight() {
+            table.claim_all(|rq| Ops::give_up(rq, false, Status::IOERR));
+        }
+    }
+
+    /// Gives the controller up: what it was asked fails, and so does what comes. Sleeps.
+    ///
+    /// Called by the recovery thread, or when it has ended.
     #[cold]
     fn die(&self, e: Error) {
         dev_err!(self.ctrl.dev, "the controller is dead: {:?}\n", e);

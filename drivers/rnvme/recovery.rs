@@ -9,6 +9,10 @@
 //!
 //! The handler of the time-out only asks. What it asks for is done by one thread, so that it cannot
 //! happen twice at a time.
+//!
+//! An admin command has a thread that waits for it. When it is late, that thread is told so, and the
+//! controller is reset; where it is just being brought up, who does that gives it up. The command
+//! itself stays the controller's until then: all memory that it could write to is the queue's.
 
 use crate::{
     block::Ops,
@@ -39,7 +43,7 @@ use kernel::{
 /// A request's flag: the controller was asked to abort it.
 const ABORT_SENT: u32 = 1 << 0;
 
-/// How many aborts may wait. The controller is sent one at a time.
+/// How many aborts may wait to be sent.
 const MAX_ABORTS: usize = 16;
 
 /// What the recovery thread is to do.
@@ -52,7 +56,8 @@ struct Tasks {
     stop: bool,
 }
 
-enum Task {
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Task {
     Abort { qid: u16, cid: u16 },
     Reset,
     Stop,
@@ -83,6 +88,29 @@ impl Inbox {
         !asked
     }
 
+    /// Wakes those who wait for a change. Sleeps.
+    pub(crate) fn wake(&self) {
+        // Who has seen no change yet, waits by now.
+        drop(self.tasks.lock());
+        self.changed.notify_all();
+    }
+
+    /// Waits until `done`. Sleeps.
+    ///
+    /// # Errors
+    ///
+    /// `EINTR`: there is a signal.
+    pub(crate) fn wait_until(&self, done: impl Fn() -> bool) -> Result {
+        let mut tasks = self.tasks.lock();
+
+        while !done() {
+            if self.changed.wait_interruptible(&mut tasks) {
+                return Err(EINTR);
+            }
+        }
+        Ok(())
+    }
+
     /// Forgets what was asked for: it was about requests that were all taken back. Sleeps.
     pub(crate) fn forget(&self) {
         let mut tasks = self.tasks.lock();
@@ -92,7 +120,7 @@ impl Inbox {
     }
 
     /// Asks for a command to be aborted. Returns `false` if there are too many already. Sleeps.
-    fn abort(&self, qid: u16, cid: u16) -> bool {
+    pub(crate) fn abort(&self, qid: u16, cid: u16) -> bool {
         let mut tasks = self.tasks.lock();
         let nr = tasks.nr_aborts;
 
@@ -107,7 +135,7 @@ impl Inbox {
     }
 
     /// Waits for something to do.
-    fn wait(&self) -> Task {
+    pub(crate) fn wait(&self) -> Task {
         let mut tasks = self.tasks.lock();
 
         loop {
@@ -201,24 +229,19 @@ pub(crate) fn timed_out<'a, R: Regs + 'a>(
     }
 
     if queue.qid() == 0 {
-        // Whoever has it by now, such as a reset, sees to the controller too.
+        // Whoever has it by now, such as a reset, tells who waits for it.
         let Some(rq) = rq.claim() else {
             return TimeoutAction::Done;
         };
         dev_err!(
             ctrl.dev,
-            "admin command {:#x} timed out, disabling the controller: status {:#x}\n",
+            "admin command {:#x} timed out, giving it up: status {:#x}\n",
             cid,
             csts.into_raw()
         );
-        // Somebody waits for this command: who brings the controller up, or the recovery thread. It
-        // is told when the device cannot write to the command's memory any more.
-        queue.set_enabled(false);
-        let _ = ctrl.disable();
+        // Not here: who brings the controller up may be at it.
+        ctrl.inbox.reset();
         Ops::give_up(rq, false, Status::TIMEOUT);
-        if ctrl.state() == State::Live {
-            ctrl.inbox.reset();
-        }
         return TimeoutAction::Done;
     }
 
