@@ -488,6 +488,9 @@ impl<'a, R: Regs + 'a> Nvme<'a, R> {
     /// Called by the recovery thread, or when it has ended.
     #[cold]
     fn die(&self, e: Error) {
+        if self.ctrl.state() == State::Dead {
+            return;
+        }
         dev_err!(self.ctrl.dev, "the controller is dead: {:?}\n", e);
         self.ctrl.set_state(State::Dead);
         self.stop_queues();
@@ -615,6 +618,18 @@ impl<'a, R: Regs + 'a, I: Interrupts<'a, R>> Attached<'a, R, I> {
 
 impl<'a, R: Regs + 'a, I> Drop for Attached<'a, R, I> {
     fn drop(&mut self) {
+        let status = self.nvme.ctrl.status();
+
+        // Nobody will answer what is in flight: it need not be waited for until it is late.
+        if status.is_gone() {
+            if let Some(recovery) = self.recovery.take() {
+                recovery.stop(|| self.nvme.cancel_admin());
+                self.nvme.die(ENODEV);
+            }
+        } else if !status.takes_commands() {
+            // It was reset by somebody else, or has failed: what is in flight is sent again, or fails.
+            self.nvme.ctrl.inbox.reset();
+        }
         // Recovery has to go on until nobody waits for a request.
         self.nvme.remove_disks();
         // No request of the driver's own has the memory any more. Those of others complete while what

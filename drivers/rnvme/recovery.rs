@@ -160,7 +160,7 @@ impl Inbox {
 
 /// The thread that recovers a controller.
 ///
-/// Dropping it waits for the thread.
+/// Dropping it waits for the thread, which ends what it does first.
 pub(crate) struct Recovery<'a, R: Regs> {
     nvme: Arc<Nvme<'a, R>>,
     _thread: Thread<'a>,
@@ -196,12 +196,24 @@ impl<'a, R: Regs + 'a> Recovery<'a, R> {
     }
 }
 
-impl<'a, R: Regs + 'a> Drop for Recovery<'a, R> {
-    fn drop(&mut self) {
+impl<'a, R: Regs + 'a> Recovery<'a, R> {
+    /// Ends the thread, and has it `hurry` in what it does just now. Sleeps.
+    pub(crate) fn stop(self, hurry: impl FnOnce()) {
+        self.ask_to_stop();
+        hurry();
+    }
+
+    fn ask_to_stop(&self) {
         let inbox = &self.nvme.ctrl.inbox;
 
         inbox.tasks.lock().stop = true;
         inbox.changed.notify_all();
+    }
+}
+
+impl<'a, R: Regs + 'a> Drop for Recovery<'a, R> {
+    fn drop(&mut self) {
+        self.ask_to_stop();
     }
 }
 
