@@ -25,6 +25,8 @@ use crate::{
 use kernel::{
     block::mq::{
         DriverOp,
+        EndIo,
+        Executed,
         QueueLimits,
         RequestQueue,
         Status,
@@ -36,14 +38,23 @@ use kernel::{
     physdma::Client,
     prelude::*,
     sync::{
+        atomic::{
+            Acquire,
+            Atomic,
+            Relaxed,
+            Release, //
+        },
         Arc,
         Mutex, //
     },
     time::Msecs, //
 };
 
-/// Entries of the admin queues. One command at a time is sent as yet.
+/// Entries of the admin queues: for the commands that somebody waits for, and [`MAX_ABORTS`].
 const ENTRIES: u32 = 32;
+
+/// The most aborts that are not answered. Common controllers take as many.
+const MAX_ABORTS: u32 = 4;
 
 /// The controller's admin queue.
 #[pin_data]
@@ -51,9 +62,26 @@ pub(crate) struct Admin<'a, R: Regs> {
     /// The rings, which commands go through as through any other queue's.
     pub(crate) queue: Arc<Queue<'a, R>>,
     requests: RequestQueue<Ops<'a, R>>,
+    /// How many commands the controller refused.
+    refused: Atomic<u32>,
+    /// How many aborts are not answered.
+    aborts: Arc<Atomic<u32>>,
     /// What Identify answered, where the device cannot change it any more.
     #[pin]
     answer: Mutex<KBox<Page>>,
+}
+
+/// An Abort, for which nobody waits.
+struct Abort;
+
+impl<'a, R: Regs + 'a> EndIo<Ops<'a, R>> for Abort {
+    type Kept = Arc<Atomic<u32>>;
+
+    fn end_io(aborts: Arc<Atomic<u32>>, rq: Executed<'_, Ops<'a, R>>) {
+        // The tag is free before it does not count any more.
+        drop(rq);
+        aborts.fetch_sub(1, Release);
+    }
 }
 
 impl<'a, R: Regs + 'a> Admin<'a, R> {
@@ -73,7 +101,7 @@ impl<'a, R: Regs + 'a> Admin<'a, R> {
         client: &'a Client<'a>,
         timeout: Msecs,
     ) -> Result<Pin<KBox<Self>>> {
-        let queue = Queue::new(ctrl, 0, 0, ENTRIES)?;
+        let queue = Queue::new(ctrl, 0, 0, ENTRIES, 0)?;
         let mut queues = KVec::new();
 
         queues.push(queue.clone(), GFP_KERNEL)?;
@@ -104,11 +132,14 @@ impl<'a, R: Regs + 'a> Admin<'a, R> {
         };
         let requests = RequestQueue::new(tags, QueueLimits::new(), target)?;
         let answer = KBox::init(pin_init::init_zeroed::<Page>(), GFP_KERNEL)?;
+        let aborts = Arc::new(Atomic::new(0), GFP_KERNEL)?;
 
         KBox::pin_init(
             pin_init!(Self {
                 queue,
                 requests,
+                refused: Atomic::new(0),
+                aborts,
                 answer <- new_mutex!(answer),
             }),
             GFP_KERNEL,
@@ -117,12 +148,16 @@ impl<'a, R: Regs + 'a> Admin<'a, R> {
 
     /// Sends `command`, and waits for the answer, of which the first double word is returned.
     ///
-    /// Sleeps. If it fails, one line says that `what` did.
+    /// Sleeps. If the controller refuses, or does not answer, a line says that `what` failed; not
+    /// every time, if it happens ever again.
     ///
     /// # Errors
     ///
-    /// - `ETIMEDOUT`: there was no answer. The controller was disabled.
-    /// - `EIO`: the controller refused, or the command could not be sent.
+    /// - `ETIMEDOUT`: there was no answer. The controller is about to be reset; the caller has to give
+    ///   it up if it brings it up.
+    /// - `EIO`: the controller refused.
+    /// - `EAGAIN`: the command was not sent, or was taken back, as the controller is being reset, or is
+    ///   dead.
     fn execute(&self, what: &str, command: Command) -> Result<u32> {
         self.execute_within(what, command, 0)
     }
@@ -133,7 +168,7 @@ impl<'a, R: Regs + 'a> Admin<'a, R> {
 
         let data = rq.data_mut();
         data.command = command;
-        data.status = CommandStatus::INTERNAL;
+        data.status = CommandStatus::UNANSWERED;
         let done = rq.execute(timeout);
 
         match done.status() {
@@ -142,13 +177,19 @@ impl<'a, R: Regs + 'a> Admin<'a, R> {
                 dev_err!(self.queue.ctrl().dev, "{}: no answer\n", what);
                 Err(ETIMEDOUT)
             }
+            _ if done.data().status == CommandStatus::UNANSWERED => Err(EAGAIN),
             _ => {
-                dev_err!(
-                    self.queue.ctrl().dev,
-                    "{} failed: status {:#x}\n",
-                    what,
-                    done.data().status.0
-                );
+                let count = self.refused.fetch_add(1, Relaxed).wrapping_add(1);
+
+                if count.is_power_of_two() {
+                    dev_err!(
+                        self.queue.ctrl().dev,
+                        "{} failed: status {:#x} ({} commands did)\n",
+                        what,
+                        done.data().status.0,
+                        count
+                    );
+                }
                 Err(EIO)
             }
         }
@@ -301,12 +342,25 @@ impl<'a, R: Regs + 'a> Admin<'a, R> {
             .map(|_| ())
     }
 
-    /// Asks for command `cid` of queue `qid` to be aborted. Sleeps.
+    /// Asks for command `cid` of queue `qid` to be aborted, and does not wait for the answer. Sleeps.
+    ///
+    /// Called by one thread at a time.
     ///
     /// # Errors
     ///
-    /// As [`Self::execute`].
+    /// - `EBUSY`: too many are not answered yet.
+    /// - `ENOMEM`.
     pub(crate) fn abort(&self, qid: u16, cid: u16) -> Result {
-        self.execute("Abort", Command::abort(qid, cid)).map(|_| ())
+        if self.aborts.load(Acquire) >= MAX_ABORTS {
+            return Err(EBUSY);
+        }
+        let mut rq = self.requests.alloc(DriverOp::In)?;
+
+        let data = rq.data_mut();
+        data.command = Command::abort(qid, cid);
+        data.status = CommandStatus::UNANSWERED;
+        self.aborts.fetch_add(1, Relaxed);
+        rq.execute_nowait::<Abort>(0, self.aborts.clone());
+        Ok(())
     }
 }

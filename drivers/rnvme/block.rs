@@ -163,6 +163,26 @@ pub(crate) struct Target {
 pub(crate) struct Ops<'a, R: Regs>(PhantomData<fn(&'a R) -> &'a R>);
 
 impl<'a, R: Regs + 'a> Ops<'a, R> {
+    /// Builds the command that `rq` is.
+    #[inline]
+    fn command(
+        hw: &Hw<'a, R>,
+        target: &Target,
+        rq: &mut IdleRequest<'_, Self>,
+    ) -> Result<(Command, Option<Moved>), Status> {
+        if !hw.queue.is_enabled() {
+            return Err(hw.queue.refusal());
+        }
+        match rq.op() {
+            Op::Read => Self::read_write(hw, target, rq, io::READ, DataDirection::FromDevice),
+            Op::Write => Self::read_write(hw, target, rq, io::WRITE, DataDirection::ToDevice),
+            Op::Flush => Ok((Command::flush(target.nsid), None)),
+            Op::DrvIn => Self::own_command(hw, rq, DataDirection::FromDevice),
+            Op::DrvOut => Self::own_command(hw, rq, DataDirection::ToDevice),
+            _ => Err(Status::NOTSUPP),
+        }
+    }
+
     /// Builds the command that moves the data of `rq`, which the block layer has asked for.
     #[inline]
     fn read_write(
@@ -363,24 +383,12 @@ impl<'a, R: Regs + 'a> Operations for Ops<'a, R> {
         is_last: bool,
     ) -> Result<Started<'r>, Status> {
         let queue = &*hw.queue;
-
-        if !queue.is_enabled() {
-            let refusal = queue.refusal();
-
-            if refusal != Status::RESOURCE {
+        let (command, moved) = Self::command(hw, target, &mut rq).inspect_err(|&status| {
+            if status != Status::RESOURCE {
                 // It ends here, and the next request with this tag has all its tries.
                 rq.data_mut().retries = 0;
             }
-            return Err(refusal);
-        }
-        let (command, moved) = match rq.op() {
-            Op::Read => Self::read_write(hw, target, &mut rq, io::READ, DataDirection::FromDevice)?,
-            Op::Write => Self::read_write(hw, target, &mut rq, io::WRITE, DataDirection::ToDevice)?,
-            Op::Flush => (Command::flush(target.nsid), None),
-            Op::DrvIn => Self::own_command(hw, &mut rq, DataDirection::FromDevice)?,
-            Op::DrvOut => Self::own_command(hw, &mut rq, DataDirection::ToDevice)?,
-            _ => return Err(Status::NOTSUPP),
-        };
+        })?;
         let command = command.encode(queue.cid(rq.id()));
         let started = rq.start();
 
@@ -478,6 +486,7 @@ impl<'a, R: Regs + 'a> Disk<'a, R> {
             .limits(limits)
             .capacity_sectors(ns.sectors())
             .parent(ctrl.dev)
+            .read_only(ns.read_only)
             .build(name, tags, target)?;
 
         Ok(Self {

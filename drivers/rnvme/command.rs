@@ -239,6 +239,9 @@ impl CommandStatus {
     /// that can be true.
     pub(crate) const INTERNAL: Self = Self(Self::DNR | 0x006);
 
+    /// There is no answer yet: no status of a controller has this bit.
+    pub(crate) const UNANSWERED: Self = Self(1 << 15 | Self::INTERNAL.0);
+
     /// The command did what it should.
     #[inline]
     pub(crate) fn is_ok(self) -> bool {

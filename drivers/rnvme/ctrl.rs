@@ -131,9 +131,24 @@ impl<'a, R: Regs> Controller<'a, R> {
         }
     }
 
-    /// Changes what the controller may be used for. Who may, is said above.
+    /// Changes what the controller may be used for. Who may, is said above. Sleeps.
     pub(crate) fn set_state(&self, state: State) {
         self.state.store(state as u32, Release);
+        self.inbox.wake();
+    }
+
+    /// Waits while the controller is reset. Sleeps.
+    ///
+    /// # Errors
+    ///
+    /// - `ENODEV`: it is dead.
+    /// - `EINTR`: there is a signal.
+    pub(crate) fn settle(&self) -> Result {
+        self.inbox.wait_until(|| self.state() != State::Starting)?;
+        match self.state() {
+            State::Dead => Err(ENODEV),
+            _ => Ok(()),
+        }
     }
 
     /// What the controller says of itself.
@@ -204,7 +219,7 @@ impl<'a, R: Regs> Controller<'a, R> {
                 .with_en(true),
         );
 
-        self.wait(self.caps.timeout_ms, |csts| csts.rdy() || csts.cfs())
+        self.wait(self.caps.ready_ms, |csts| csts.rdy() || csts.cfs())
             .and_then(|()| match self.status() {
                 csts if csts.cfs() => Err(EIO),
                 _ => Ok(()),

@@ -127,6 +127,8 @@ pub(crate) struct Namespace {
     pub(crate) blocks: u64,
     /// A block is two to the power of this bytes: 9 to 12.
     pub(crate) lba_shift: u32,
+    /// It cannot be written to.
+    pub(crate) read_only: bool,
 }
 
 /// Why a namespace cannot be a disk.
@@ -151,13 +153,16 @@ impl Namespace {
     pub(crate) fn parse(page: &Page) -> Result<Self, Unusable> {
         let blocks = u64::from_le_bytes(field::<0, 8>(page));
         let [nlbaf, flbas] = field::<25, 2>(page);
+        let [nulbaf] = field::<82, 1>(page);
+        let [nsattr] = field::<99, 1>(page);
         let formats: [u8; 256] = field::<128, 256>(page);
         let index = flbas & 0xf | flbas >> 1 & 0x30;
 
         if blocks == 0 {
             return Err(Unusable::Empty);
         }
-        if index > nlbaf {
+        // After the formats that all namespaces may have come those that only some may have.
+        if u16::from(index) > u16::from(nlbaf) + u16::from(nulbaf) {
             return Err(Unusable::Format(index));
         }
         let at = usize::from(index) * 4;
@@ -176,6 +181,7 @@ impl Namespace {
         Ok(Self {
             blocks,
             lba_shift: lbads.into(),
+            read_only: nsattr & 1 != 0,
         })
     }
 

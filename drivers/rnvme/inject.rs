@@ -9,7 +9,8 @@
 //! ```
 //!
 //! with parts `ram:<offset>:<bytes>`, of a buffer that all controllers share, and
-//! `mem:<physical address>:<bytes>`, a provider's memory. The write fails as the transfer does.
+//! `mem:<physical address>:<bytes>`, a provider's memory. The write fails as the transfer does, or
+//! with `EINTR` if there is a signal: the transfer goes on then.
 
 use crate::{
     api::Way,
@@ -19,6 +20,8 @@ use crate::{
 use core::mem;
 use kernel::{
     debugfs,
+    new_condvar,
+    new_mutex,
     physdma::{
         Part,
         PhysBvec,
@@ -32,13 +35,11 @@ use kernel::{
     },
     sync::{
         global_lock,
-        Arc, //
+        Arc,
+        CondVar,
+        Mutex, //
     },
     task::kthread::Thread,
-    time::{
-        delay::fsleep,
-        Delta, //
-    },
     uaccess::UserSliceReader, //
 };
 
@@ -48,23 +49,24 @@ const RAM: usize = 1 << 20;
 /// The longest line in bytes.
 const LINE: usize = 4096;
 
-/// How often everybody looks whether there is something to do, in milliseconds.
-const PERIOD: i64 = 1;
-
 global_lock! {
     // SAFETY: Initialised when the module is.
-    unsafe(uninit) static JOBS: Mutex<Jobs> = Jobs {
-        controllers: KVec::new(),
-        ram: KVec::new(),
-        next: Next::Nothing,
-    };
+    unsafe(uninit) static SHARED: Mutex<Option<Arc<Shared>>> = None;
+}
+
+/// What the file and the controllers share.
+#[pin_data]
+struct Shared {
+    ram: KVec<u8>,
+    #[pin]
+    jobs: Mutex<Jobs>,
+    #[pin]
+    changed: CondVar,
 }
 
 struct Jobs {
     /// The controllers that there are.
     controllers: KVec<u32>,
-    /// Made when the first controller comes.
-    ram: KVec<u8>,
     next: Next,
 }
 
@@ -73,6 +75,8 @@ enum Next {
     Nothing,
     Asked(Job),
     Running,
+    /// Nobody waits for it any more.
+    Abandoned,
     Done(Result),
 }
 
@@ -162,7 +166,7 @@ impl Job {
 }
 
 /// What is written to the file.
-fn write(_: &(), reader: &mut UserSliceReader) -> Result {
+fn write(shared: &Arc<Shared>, reader: &mut UserSliceReader) -> Result {
     let mut line = KVec::new();
     if reader.len() > LINE {
         return Err(E2BIG);
@@ -171,61 +175,87 @@ fn write(_: &(), reader: &mut UserSliceReader) -> Result {
     reader.skip(line.len())?;
     let line = core::str::from_utf8(&line).map_err(|_| EINVAL)?;
 
-    loop {
-        let mut jobs = JOBS.lock();
-        if matches!(jobs.next, Next::Nothing) {
-            jobs.next = Next::Asked(Job::parse(line, &jobs.ram)?);
-            break;
+    let mut jobs = shared.jobs.lock();
+    while !matches!(jobs.next, Next::Nothing) {
+        if shared.changed.wait_interruptible(&mut jobs) {
+            return Err(EINTR);
         }
-        drop(jobs);
-        fsleep(Delta::from_millis(PERIOD));
     }
-    loop {
-        {
-            let mut jobs = JOBS.lock();
-            let result = match &jobs.next {
-                Next::Asked(job) if !jobs.controllers.contains(&job.controller) => {
-                    Some(Err(ENODEV))
-                }
-                Next::Done(result) => Some(*result),
-                _ => None,
-            };
-            if let Some(result) = result {
-                jobs.next = Next::Nothing;
-                return result;
+    jobs.next = Next::Asked(Job::parse(line, &shared.ram)?);
+    shared.changed.notify_all();
+
+    let result = loop {
+        match &jobs.next {
+            Next::Asked(job) if !jobs.controllers.contains(&job.controller) => break Err(ENODEV),
+            Next::Done(result) => break *result,
+            _ => (),
+        }
+        if shared.changed.wait_interruptible(&mut jobs) {
+            if matches!(jobs.next, Next::Running) {
+                jobs.next = Next::Abandoned;
+                return Err(EINTR);
             }
+            break Err(EINTR);
         }
-        fsleep(Delta::from_millis(PERIOD));
-    }
+    };
+    jobs.next = Next::Nothing;
+    shared.changed.notify_all();
+    result
 }
 
 /// Before all else.
 pub(crate) fn init() {
     // SAFETY: The module is initialised once.
-    unsafe { JOBS.init() };
+    unsafe { SHARED.init() };
 }
 
 /// The file, and the directory that it is in.
-#[pin_data]
+#[pin_data(PinnedDrop)]
 pub(crate) struct File {
     #[pin]
-    _file: debugfs::File<()>,
+    _file: debugfs::File<Arc<Shared>>,
     _dir: debugfs::Dir,
 }
 
-/// Makes the file.
-pub(crate) fn file() -> impl PinInit<File, Error> {
-    let dir = debugfs::Dir::new(c"rnvme");
+#[pinned_drop]
+impl PinnedDrop for File {
+    fn drop(self: Pin<&mut Self>) {
+        // What is static is not dropped.
+        let shared = SHARED.lock().take();
 
-    try_pin_init!(File {
-        _file <- dir.write_callback_file(c"io", (), &write),
-        _dir: dir.clone(),
+        drop(shared);
+    }
+}
+
+/// Makes the file, before the first controller comes. It must be dropped after the last has gone.
+pub(crate) fn file() -> impl PinInit<File, Error> {
+    pin_init::pin_init_scope(|| {
+        let ram = KVec::from_elem(0, RAM, GFP_KERNEL)?;
+        let shared = Arc::pin_init(
+            pin_init!(Shared {
+                ram,
+                jobs <- new_mutex!(Jobs {
+                    controllers: KVec::new(),
+                    next: Next::Nothing,
+                }),
+                changed <- new_condvar!(),
+            }),
+            GFP_KERNEL,
+        )?;
+        let dir = debugfs::Dir::new(c"rnvme");
+
+        *SHARED.lock() = Some(shared.clone());
+        Ok(try_pin_init!(File {
+            _file <- dir.write_callback_file(c"io", shared, &write),
+            _dir: dir.clone(),
+        }))
     })
 }
 
 /// Does what is asked of one controller, until it is dropped.
 pub(crate) struct Injector<'a> {
     instance: u32,
+    shared: Arc<Shared>,
     _thread: Thread<'a>,
 }
 
@@ -240,51 +270,75 @@ impl<'a> Injector<'a> {
     ///
     /// The result must not be forgotten: it must be dropped before `'a` ends.
     pub(crate) unsafe fn new<R: Regs + 'a>(instance: u32, nvme: Arc<Nvme<'a, R>>) -> Result<Self> {
-        {
-            let mut jobs = JOBS.lock();
+        let shared = SHARED.lock().clone().ok_or(ENODEV)?;
+        let theirs = shared.clone();
 
-            if jobs.ram.is_empty() {
-                jobs.ram = KVec::from_elem(0, RAM, GFP_KERNEL)?;
-            }
-            jobs.controllers.push(instance, GFP_KERNEL)?;
-        }
+        shared.add(instance)?;
         // SAFETY: The thread is not forgotten unless the result is.
         let thread = unsafe {
-            Thread::spawn(c"rnvme_inject", move |stop| {
-                while !stop.should_stop() {
+            Thread::spawn(c"rnvme_inject", move |_stop| {
+                while let Some(job) = theirs.take(instance) {
                     // Without the lock: others come and go meanwhile.
-                    if let Some(job) = Self::take(instance) {
-                        let result = job.execute(&nvme);
-
-                        JOBS.lock().next = Next::Done(result);
-                    }
-                    fsleep(Delta::from_millis(PERIOD));
+                    let result = job.execute(&nvme);
+                    theirs.done(result);
                 }
             })
-        }?;
+        }
+        .inspect_err(|_| shared.remove(instance))?;
 
         Ok(Self {
             instance,
+            shared,
             _thread: thread,
         })
     }
+}
 
-    /// What the controller is asked, if it is.
-    fn take(instance: u32) -> Option<Job> {
-        let mut jobs = JOBS.lock();
+impl Shared {
+    fn add(&self, controller: u32) -> Result {
+        Ok(self.jobs.lock().controllers.push(controller, GFP_KERNEL)?)
+    }
 
-        if !matches!(&jobs.next, Next::Asked(job) if job.controller == instance) {
-            return None;
+    fn remove(&self, controller: u32) {
+        self.jobs
+            .lock()
+            .controllers
+            .retain(|&mut c| c != controller);
+        self.changed.notify_all();
+    }
+
+    /// Waits until the controller is asked something. [`None`]: it was removed.
+    fn take(&self, controller: u32) -> Option<Job> {
+        let mut jobs = self.jobs.lock();
+
+        loop {
+            if !jobs.controllers.contains(&controller) {
+                return None;
+            }
+            if matches!(&jobs.next, Next::Asked(job) if job.controller == controller) {
+                if let Next::Asked(job) = mem::replace(&mut jobs.next, Next::Running) {
+                    return Some(job);
+                }
+            }
+            let _ = self.changed.wait_interruptible(&mut jobs);
         }
-        match mem::replace(&mut jobs.next, Next::Running) {
-            Next::Asked(job) => Some(job),
-            _ => None,
-        }
+    }
+
+    /// Tells what came of it.
+    fn done(&self, result: Result) {
+        let mut jobs = self.jobs.lock();
+
+        jobs.next = match jobs.next {
+            Next::Abandoned => Next::Nothing,
+            _ => Next::Done(result),
+        };
+        self.changed.notify_all();
     }
 }
 
 impl Drop for Injector<'_> {
     fn drop(&mut self) {
-        JOBS.lock().controllers.retain(|&mut c| c != self.instance);
+        // The thread ends.
+        self.shared.remove(self.instance);
     }
 }

@@ -23,6 +23,10 @@ use kernel::{
     time::Delta, //
 };
 
+/// How long a persistent memory region is waited for, in milliseconds, if it claims to need longer:
+/// up to 4 hours. Meanwhile there is no disk.
+const MAX_PMR_MS: i64 = 5_000;
+
 /// Why memory that the controller claims to have is not used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Unusable {
@@ -70,7 +74,8 @@ impl Range {
         start: u64,
         len: Option<u64>,
     ) -> Result<Self, Unusable> {
-        let registers = regs::bar_len(ctrl.caps.max_qid, ctrl.caps.stride) as u64;
+        // Of the doorbells, as many are used as are below it, see `Memory::max_qid()`.
+        let registers = regs::bar_len(1, ctrl.caps.stride) as u64;
         let found = ctrl.regs.bar(bar).ok_or(Unusable::Bar(bar))?;
         let len = len.unwrap_or(found.len);
         let address = found.address.wrapping_add(start);
@@ -128,14 +133,38 @@ impl Memory {
 
         match found.and_then(|cmb| this.enable_cmb(ctrl, cmb).map(|()| cmb)) {
             Ok(cmb) => this.cmb = cmb,
-            Err(e) => Self::complain(ctrl, "controller memory buffer", e),
+            Err(e) => {
+                Self::complain(ctrl, "controller memory buffer", e);
+                Self::disable_cmb(ctrl);
+            }
         }
         let found = Self::find_pmr(ctrl);
         match found.and_then(|pmr| Self::enable_pmr(ctrl, pmr).map(|()| pmr)) {
             Ok(pmr) => this.pmr = pmr,
-            Err(e) => Self::complain(ctrl, "persistent memory region", e),
+            Err(e) => {
+                Self::complain(ctrl, "persistent memory region", e);
+                Self::disable_pmr(ctrl);
+            }
         }
         this
+    }
+
+    /// The highest queue whose doorbells, `stride` bytes apart, are below it.
+    pub(crate) fn max_qid(&self, stride: usize) -> u16 {
+        [self.cmb, self.pmr]
+            .iter()
+            .flatten()
+            .filter(|range| range.bar == 0)
+            // CAST: It is mapped with the registers.
+            .map(|range| regs::max_qid(range.start as usize, stride))
+            .min()
+            .unwrap_or(u16::MAX)
+    }
+
+    /// Has commands mean it no more, whatever is at its address later.
+    pub(crate) fn disable<R: Regs>(ctrl: &Controller<'_, R>) {
+        Self::disable_cmb(ctrl);
+        Self::disable_pmr(ctrl);
     }
 
     /// Enables it again, after the controller was reset. Sleeps.
@@ -152,8 +181,8 @@ impl Memory {
 
     /// Opens it to other devices, until the result is dropped. May sleep.
     ///
-    /// What cannot be opened is not, after one line that says why.
-    pub(crate) fn open<R: Regs>(&self, ctrl: &Controller<'_, R>) -> Opened<R> {
+    /// What cannot be opened is disabled, after one line that says why.
+    pub(crate) fn open<R: Regs>(&mut self, ctrl: &Controller<'_, R>) -> Opened<R> {
         let open = |what, range: Option<Range>| {
             let range = range?;
             let opened = ctrl.regs.open(range.bar, range.start, range.len).ok()?;
@@ -169,10 +198,18 @@ impl Memory {
             Some(opened)
         };
 
-        Opened {
+        let opened = Opened {
             _cmb: open("controller memory buffer", self.cmb),
             _pmr: open("persistent memory region", self.pmr),
+        };
+
+        if opened._cmb.is_none() && self.cmb.take().is_some() {
+            Self::disable_cmb(ctrl);
         }
+        if opened._pmr.is_none() && self.pmr.take().is_some() {
+            Self::disable_pmr(ctrl);
+        }
+        opened
     }
 
     #[cold]
@@ -245,6 +282,21 @@ impl Memory {
         Ok(())
     }
 
+    /// Has commands mean the memory buffer no more.
+    fn disable_cmb<R: Regs>(ctrl: &Controller<'_, R>) {
+        if ctrl.caps.cmbs {
+            ctrl.regs.io().write_reg(regs::CMBMSC_LO::zeroed());
+        }
+    }
+
+    /// Has commands mean the persistent memory region no more.
+    fn disable_pmr<R: Regs>(ctrl: &Controller<'_, R>) {
+        if ctrl.caps.pmrs {
+            ctrl.regs.io().write_reg(regs::PMRMSC_LO::zeroed());
+            ctrl.regs.io().write_reg(regs::PMRCTL::zeroed());
+        }
+    }
+
     /// What the registers say of the persistent memory region.
     fn find_pmr<R: Regs>(ctrl: &Controller<'_, R>) -> Result<Option<Range>, Unusable> {
         if !ctrl.caps.pmrs {
@@ -276,11 +328,16 @@ impl Memory {
             60_000
         };
         io.write_reg(regs::PMRCTL::zeroed().with_en(true));
+        let wait_ms = unit_ms * (i64::from(u32::from(caps.pmrto())) + 1);
         let status = read_poll_timeout(
-            || Ok(io.read(regs::PMRSTS)),
+            || match io.read(regs::PMRSTS) {
+                // The device is gone.
+                status if status.into_raw() == u32::MAX => Err(ENODEV),
+                status => Ok(status),
+            },
             |status| !status.nrdy(),
             Delta::from_millis(1),
-            Delta::from_millis(unit_ms * (i64::from(u32::from(caps.pmrto())) + 1)),
+            Delta::from_millis(wait_ms.min(MAX_PMR_MS)),
         )
         .map_err(|_| Unusable::NotReady)?;
         if u32::from(status.err()) != 0 || u32::from(status.hsts()) != 0 {

@@ -44,6 +44,7 @@ use kernel::{
         Bound,
         Device, //
     },
+    fmt,
     new_mutex,
     physdma::Client,
     prelude::*,
@@ -65,6 +66,12 @@ const MAX_ENTRIES: u32 = 1024;
 
 /// The most namespaces of a controller that become disks.
 const MAX_NAMESPACES: usize = 1024;
+
+/// The most namespaces of a controller of which a line says why they are skipped.
+const MAX_SKIPPED_SAID: u32 = 8;
+
+/// How often a controller may be reset while it is asked for its namespaces.
+const MAX_RESETS: u32 = 5;
 
 /// What the driver is told about how to use a controller.
 #[derive(Clone, Copy)]
@@ -106,7 +113,8 @@ pub(crate) struct Nvme<'a, R: Regs> {
 }
 
 impl<'a, R: Regs + 'a> Nvme<'a, R> {
-    /// Brings the controller up, as far as it can serve requests. Sleeps.
+    /// Brings the controller up, as far as it can serve requests, and opens its memory to other devices.
+    /// Sleeps.
     ///
     /// # Errors
     ///
@@ -120,7 +128,7 @@ impl<'a, R: Regs + 'a> Nvme<'a, R> {
         regs: R,
         irqs: &mut impl Interrupts<'a, R>,
         config: Config,
-    ) -> Result<Arc<Self>> {
+    ) -> Result<(Arc<Self>, Opened<R>)> {
         let client = Client::new(dev, CLIENT_LIMITS)?.into_devres()?;
         let ctrl = Controller::new(dev, regs)?;
         // Whoever used it before may have left it running.
@@ -131,13 +139,15 @@ impl<'a, R: Regs + 'a> Nvme<'a, R> {
         irqs.attach(admin.queue.clone())?;
         // From here on the device writes to memory, which must end before the memory is freed.
         let enabled = ScopeGuard::new_with_data(ctrl.clone(), |ctrl| {
+            Memory::disable(&ctrl);
             // What can be said about an error was said.
             let _ = ctrl.disable();
         });
         ctrl.enable(&admin.queue.rings())?;
         admin.queue.set_enabled(true);
 
-        let memory = Memory::new(&ctrl);
+        let mut memory = Memory::new(&ctrl);
+        let opened = memory.open(&ctrl);
         let identity = admin.identify_controller()?;
         let max_transfer = identity
             .max_transfer
@@ -148,6 +158,7 @@ impl<'a, R: Regs + 'a> Nvme<'a, R> {
             .io_queues
             .min(vectors.saturating_sub(1))
             .min(ctrl.caps.max_qid.into())
+            .min(memory.max_qid(ctrl.caps.stride).into())
             .max(1);
         // CAST: At most `max_qid`.
         let granted = admin.set_queues(wanted as u16)?;
@@ -157,7 +168,7 @@ impl<'a, R: Regs + 'a> Nvme<'a, R> {
         let mut shared = KVec::new();
         for qid in 1..=granted {
             let vector = if vectors == 1 { 0 } else { qid.into() };
-            let queue = Queue::new(ctrl.clone(), qid, vector, entries)?;
+            let queue = Queue::new(ctrl.clone(), qid, vector, entries, max_transfer)?;
 
             irqs.attach(queue.clone())?;
             queues.push(queue.clone(), GFP_KERNEL)?;
@@ -215,7 +226,7 @@ impl<'a, R: Regs + 'a> Nvme<'a, R> {
             GFP_KERNEL,
         )?;
         enabled.dismiss();
-        Ok(nvme)
+        Ok((nvme, opened))
     }
 
     /// The active namespaces, as the controller lists them, but for what is beyond
@@ -268,16 +279,29 @@ impl<'a, R: Regs + 'a> Nvme<'a, R> {
     /// Makes a disk of every namespace that can be one. Sleeps.
     ///
     /// A namespace that cannot is skipped, after one line that says why. Where the controller does
-    /// not list its namespaces, all that there may be are tried, as in C.
+    /// not list its namespaces, all that there may be are tried, as in C. What was asked while the
+    /// controller was reset is asked again; if it does not answer, the namespaces that are left are
+    /// skipped.
     ///
     /// # Errors
     ///
-    /// - `ETIMEDOUT`: the controller does not answer, and was disabled.
+    /// - `ETIMEDOUT`: the controller does not say what namespaces there are.
+    /// - `EAGAIN`: it was reset all the time.
+    /// - `ENODEV`: it is dead.
+    /// - `EINTR`: there is a signal.
     /// - `ENOMEM`.
     fn add_disks(&self) -> Result {
-        let (list, listed) = match self.listed_namespaces() {
+        let mut resets = 0;
+        let (list, listed) = match self.ask(&mut resets, || self.listed_namespaces()) {
             Err(e) if e == EIO => (self.possible_namespaces()?, false),
             list => (list?, true),
+        };
+        let mut skipped = 0;
+        let mut skip = |why: fmt::Arguments<'_>| {
+            skipped += 1;
+            if skipped <= MAX_SKIPPED_SAID {
+                dev_warn!(self.ctrl.dev, "{}\n", why);
+            }
         };
 
         if list.is_empty() {
@@ -285,23 +309,62 @@ impl<'a, R: Regs + 'a> Nvme<'a, R> {
         }
         for &nsid in &list {
             if nsid > self.identity.namespaces {
-                dev_err!(
-                    self.ctrl.dev,
-                    "namespace {} of {} is skipped\n",
+                skip(fmt!(
+                    "namespace {} of {} is skipped",
                     nsid,
                     self.identity.namespaces
-                );
+                ));
                 continue;
             }
-            if let Err(e) = self.add_disk(nsid, listed) {
-                dev_err!(self.ctrl.dev, "namespace {}: no disk: {:?}\n", nsid, e);
+            let added = match self.ask(&mut resets, || self.identify(nsid)) {
+                Ok(Ok(ns)) => self.add_disk(nsid, ns),
+                Ok(Err(Unusable::Empty)) if !listed => continue,
+                Ok(Err(e)) => {
+                    skip(fmt!("namespace {} is skipped: {:?}", nsid, e));
+                    continue;
+                }
+                Err(e) if e == ETIMEDOUT || e == EAGAIN => {
+                    dev_err!(
+                        self.ctrl.dev,
+                        "the namespaces from {} on are skipped: {:?}\n",
+                        nsid,
+                        e
+                    );
+                    break;
+                }
+                Err(e) if e == ENODEV || e == EINTR => return Err(e),
+                Err(e) => Err(e),
+            };
+            if let Err(e) = added {
+                skip(fmt!("namespace {}: no disk: {:?}", nsid, e));
             }
+        }
+        if skipped > MAX_SKIPPED_SAID {
+            dev_warn!(self.ctrl.dev, "{} namespaces are skipped\n", skipped);
         }
         Ok(())
     }
 
+    /// What `question` returns, which is put again if the controller was reset meanwhile; not without
+    /// end: `resets` counts. Sleeps.
+    ///
+    /// # Errors
+    ///
+    /// Those of `question`, and those of [`Controller::settle()`].
+    pub(crate) fn ask<T>(&self, resets: &mut u32, question: impl Fn() -> Result<T>) -> Result<T> {
+        loop {
+            match question() {
+                Err(e) if e == EAGAIN && *resets < MAX_RESETS => {
+                    *resets += 1;
+                    self.ctrl.settle()?;
+                }
+                answer => return answer,
+            }
+        }
+    }
+
     /// What the controller says of a namespace, or why it cannot be a disk.
-    fn identify(&self, nsid: u32) -> Result<Result<Namespace, Unusable>> {
+    pub(crate) fn identify(&self, nsid: u32) -> Result<Result<Namespace, Unusable>> {
         if self.ctrl.caps.css == CSS_ALL {
             let set = self.admin.command_set(nsid)?;
 
@@ -312,16 +375,8 @@ impl<'a, R: Regs + 'a> Nvme<'a, R> {
         self.admin.identify_namespace(nsid)
     }
 
-    /// Makes a disk of a namespace, if it can be one. Unless it was `listed`, it need not exist.
-    fn add_disk(&self, nsid: u32, listed: bool) -> Result {
-        let ns = match self.identify(nsid)? {
-            Ok(ns) => ns,
-            Err(Unusable::Empty) if !listed => return Ok(()),
-            Err(e) => {
-                dev_warn!(self.ctrl.dev, "namespace {} is skipped: {:?}\n", nsid, e);
-                return Ok(());
-            }
-        };
+    /// Makes a disk of a namespace.
+    fn add_disk(&self, nsid: u32, ns: Namespace) -> Result {
         let disk = Disk::new(
             &self.ctrl,
             self.tags.clone(),
@@ -418,19 +473,25 @@ impl<'a, R: Regs + 'a> Nvme<'a, R> {
         Ok(())
     }
 
-    /// Gives a controller up that takes no commands, and that nobody will need any more. Sleeps.
-    ///
-    /// Called by the recovery thread.
-    pub(crate) fn give_up(&self) {
-        self.ctrl.inbox.forget();
-        if self.ctrl.state() == State::Live {
-            self.die(ENODEV);
+    /// Has nobody wait for an answer of a controller that is gone. Sleeps.
+    fn cancel_admin(&self) {
+        let queue = &self.admin.queue;
+
+        queue.set_enabled(false);
+        synchronize_rcu();
+        if let Ok(table) = queue.in_flight() {
+            table.claim_all(|rq| Ops::give_up(rq, false, Status::IOERR));
         }
     }
 
-    /// Gives the controller up: what it was asked fails, and so does what comes.
+    /// Gives the controller up: what it was asked fails, and so does what comes. Sleeps.
+    ///
+    /// Called by the recovery thread, or when it has ended.
     #[cold]
     fn die(&self, e: Error) {
+        if self.ctrl.state() == State::Dead {
+            return;
+        }
         dev_err!(self.ctrl.dev, "the controller is dead: {:?}\n", e);
         self.ctrl.set_state(State::Dead);
         self.stop_queues();
@@ -542,17 +603,16 @@ impl<'a, R: Regs + 'a, I: Interrupts<'a, R>> Attached<'a, R, I> {
         config: Config,
     ) -> Result<Self> {
         // SAFETY: It is not forgotten unless the result is.
-        let nvme = unsafe { Nvme::new(dev, regs, &mut irqs, config) }?;
+        let (nvme, opened) = unsafe { Nvme::new(dev, regs, &mut irqs, config) }?;
         let mut this = Self {
             nvme: nvme.clone(),
             recovery: None,
-            opened: None,
+            opened: Some(opened),
             _irqs: irqs,
         };
 
         // SAFETY: It is not forgotten unless the result is.
         this.recovery = Some(unsafe { Recovery::new(nvme) }?);
-        this.opened = Some(this.nvme.memory.open(&this.nvme.ctrl));
         this.nvme.add_disks()?;
         Ok(this)
     }
@@ -560,10 +620,17 @@ impl<'a, R: Regs + 'a, I: Interrupts<'a, R>> Attached<'a, R, I> {
 
 impl<'a, R: Regs + 'a, I> Drop for Attached<'a, R, I> {
     fn drop(&mut self) {
-        // What is under way would wait for its time-out in vain: the controller may have been pulled
-        // out.
-        if !self.nvme.ctrl.status().takes_commands() {
-            self.nvme.ctrl.inbox.give_up();
+        let status = self.nvme.ctrl.status();
+
+        // Nobody will answer what is in flight: it need not be waited for until it is late.
+        if status.is_gone() {
+            if let Some(recovery) = self.recovery.take() {
+                recovery.stop(|| self.nvme.cancel_admin());
+                self.nvme.die(ENODEV);
+            }
+        } else if !status.takes_commands() {
+            // It was reset by somebody else, or has failed: what is in flight is sent again, or fails.
+            self.nvme.ctrl.inbox.reset();
         }
         // Recovery has to go on until nobody waits for a request.
         self.nvme.remove_disks();
@@ -575,6 +642,7 @@ impl<'a, R: Regs + 'a, I> Drop for Attached<'a, R, I> {
         self.nvme.delete_queues();
         self.nvme.stop_queues();
         self.nvme.ctrl.shut_down(self.nvme.identity.shutdown_ms);
+        Memory::disable(&self.nvme.ctrl);
         self.nvme.ctrl.regs.isolate();
         self.nvme.drain(false);
         self.nvme.report();

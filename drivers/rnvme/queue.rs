@@ -103,7 +103,9 @@ pub(crate) struct Queue<'a, R: Regs> {
     /// A short PRP list for each tag.
     short_lists: Coherent<[[u64; SHORT]]>,
     /// Long PRP lists for those requests that need them.
-    long_lists: Coherent<[[u64; prp::ENTRIES]]>,
+    long_lists: Coherent<[u64]>,
+    /// The entries of each: as many as the longest request needs, or a page has.
+    long_entries: usize,
     /// Which long lists nobody uses.
     free_lists: Atomic<u64>,
     #[pin]
@@ -120,7 +122,8 @@ pub(crate) struct Queue<'a, R: Regs> {
 }
 
 impl<'a, R: Regs> Queue<'a, R> {
-    /// Allocates queue pair `qid` of `entries` entries, at least two. It is not the device's yet.
+    /// Allocates queue pair `qid` of `entries` entries, at least two, for requests that move at most
+    /// `max_transfer` bytes. It is not the device's yet.
     ///
     /// May sleep.
     ///
@@ -132,14 +135,23 @@ impl<'a, R: Regs> Queue<'a, R> {
         qid: u16,
         vector: u32,
         entries: u32,
+        max_transfer: u32,
     ) -> Result<Arc<Self>> {
         let dev = ctrl.dev;
         let len = entries as usize;
         let tags = entries.checked_sub(1).filter(|&n| n > 0).ok_or(EINVAL)?;
-        // The admin queue's commands have no list.
-        let (short, long) = match qid {
-            0 => (1, 1),
+        let most = prp::max_entries(max_transfer);
+        // A list does not go beyond a page.
+        let long_entries = most.next_power_of_two().min(prp::ENTRIES);
+        let (short, long) = match most {
+            // The admin queue's commands have no list.
+            0 => (1, 0),
+            0..=SHORT => (tags as usize, 0),
             _ => (tags as usize, LONG_LISTS),
+        };
+        let free_lists = match long {
+            0 => 0,
+            _ => u64::MAX,
         };
 
         Arc::pin_init(
@@ -148,8 +160,9 @@ impl<'a, R: Regs> Queue<'a, R> {
                 cq: Coherent::zeroed_slice(dev, len, GFP_KERNEL)?,
                 page: Coherent::zeroed_slice(dev, identify::PAGE_LEN, GFP_KERNEL)?,
                 short_lists: Coherent::zeroed_slice(dev, short, GFP_KERNEL)?,
-                long_lists: Coherent::zeroed_slice(dev, long, GFP_KERNEL)?,
-                free_lists: Atomic::new(u64::MAX >> (LONG_LISTS - long)),
+                long_lists: Coherent::zeroed_slice(dev, (long * long_entries).max(1), GFP_KERNEL)?,
+                long_entries,
+                free_lists: Atomic::new(free_lists),
                 ctrl,
                 qid,
                 vector,
@@ -222,6 +235,12 @@ impl<'a, R: Regs> Queue<'a, R> {
     /// `ENXIO`: it was not set yet.
     pub(crate) fn in_flight(&self) -> Result<&InFlight<Ops<'a, R>>> {
         self.in_flight.as_ref().map(|x| &**x).ok_or(ENXIO)
+    }
+
+    /// The bytes of all long PRP lists.
+    #[allow(dead_code, reason = "used by the suite that plays a controller")]
+    pub(crate) fn long_list_bytes(&self) -> usize {
+        self.long_lists.size()
     }
 
     /// What its requests add up to.
@@ -485,7 +504,9 @@ impl<'a, R: Regs> Queue<'a, R> {
     }
 
     fn write_long(&self, list: usize, slot: usize, entry: u64) -> Result {
-        io_project!(self.long_lists, [try: list][try: slot]).write_val(entry.to_le());
+        let at = list * self.long_entries + slot;
+
+        io_project!(self.long_lists, [try: at]).write_val(entry.to_le());
         Ok(())
     }
 }
@@ -537,7 +558,7 @@ impl<R: Regs> prp::Lists for RequestLists<'_, '_, R> {
             ),
             _ => (
                 self.queue.long_lists.dma_address(),
-                self.nth(list) * prp::PAGE as usize,
+                self.nth(list) * self.queue.long_entries * size_of::<u64>(),
             ),
         };
 

@@ -9,6 +9,10 @@
 //!
 //! The handler of the time-out only asks. What it asks for is done by one thread, so that it cannot
 //! happen twice at a time.
+//!
+//! An admin command has a thread that waits for it. When it is late, that thread is told so, and the
+//! controller is reset; where it is just being brought up, who does that gives it up. The command
+//! itself stays the controller's until then: all memory that it could write to is the queue's.
 
 use crate::{
     block::Ops,
@@ -39,24 +43,23 @@ use kernel::{
 /// A request's flag: the controller was asked to abort it.
 const ABORT_SENT: u32 = 1 << 0;
 
-/// How many aborts may wait. The controller is sent one at a time.
+/// How many aborts may wait to be sent.
 const MAX_ABORTS: usize = 16;
 
 /// What the recovery thread is to do.
 #[derive(Default)]
 struct Tasks {
-    /// Commands to be aborted, by queue and command identifier.
+    /// Commands to be aborted, by queue and command identifier, the oldest first.
     aborts: [(u16, u16); MAX_ABORTS],
     nr_aborts: usize,
     reset: bool,
-    give_up: bool,
     stop: bool,
 }
 
-enum Task {
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Task {
     Abort { qid: u16, cid: u16 },
     Reset,
-    GiveUp,
     Stop,
 }
 
@@ -86,10 +89,27 @@ impl Inbox {
         !asked
     }
 
-    /// Asks for the controller to be given up. Sleeps.
-    pub(crate) fn give_up(&self) {
-        self.tasks.lock().give_up = true;
+    /// Wakes those who wait for a change. Sleeps.
+    pub(crate) fn wake(&self) {
+        // Who has seen no change yet, waits by now.
+        drop(self.tasks.lock());
         self.changed.notify_all();
+    }
+
+    /// Waits until `done`. Sleeps.
+    ///
+    /// # Errors
+    ///
+    /// `EINTR`: there is a signal.
+    pub(crate) fn wait_until(&self, done: impl Fn() -> bool) -> Result {
+        let mut tasks = self.tasks.lock();
+
+        while !done() {
+            if self.changed.wait_interruptible(&mut tasks) {
+                return Err(EINTR);
+            }
+        }
+        Ok(())
     }
 
     /// Forgets what was asked for: it was about requests that were all taken back. Sleeps.
@@ -97,12 +117,11 @@ impl Inbox {
         let mut tasks = self.tasks.lock();
 
         tasks.reset = false;
-        tasks.give_up = false;
         tasks.nr_aborts = 0;
     }
 
     /// Asks for a command to be aborted. Returns `false` if there are too many already. Sleeps.
-    fn abort(&self, qid: u16, cid: u16) -> bool {
+    pub(crate) fn abort(&self, qid: u16, cid: u16) -> bool {
         let mut tasks = self.tasks.lock();
         let nr = tasks.nr_aborts;
 
@@ -117,25 +136,23 @@ impl Inbox {
     }
 
     /// Waits for something to do.
-    fn wait(&self) -> Task {
+    pub(crate) fn wait(&self) -> Task {
         let mut tasks = self.tasks.lock();
 
         loop {
             if tasks.stop {
                 return Task::Stop;
             }
-            if tasks.give_up {
-                return Task::GiveUp;
-            }
             if tasks.reset {
                 // Until it is forgotten, nobody needs to ask again.
                 return Task::Reset;
             }
-            if let Some(last) = tasks.nr_aborts.checked_sub(1) {
-                tasks.nr_aborts = last;
-                if let Some(&(qid, cid)) = tasks.aborts.get(last) {
-                    return Task::Abort { qid, cid };
-                }
+            if let Some(left) = tasks.nr_aborts.checked_sub(1) {
+                let [(qid, cid), ..] = tasks.aborts;
+
+                tasks.aborts.rotate_left(1);
+                tasks.nr_aborts = left;
+                return Task::Abort { qid, cid };
             }
             let _ = self.changed.wait_interruptible(&mut tasks);
         }
@@ -144,7 +161,7 @@ impl Inbox {
 
 /// The thread that recovers a controller.
 ///
-/// Dropping it waits for the thread.
+/// Dropping it waits for the thread, which ends what it does first.
 pub(crate) struct Recovery<'a, R: Regs> {
     nvme: Arc<Nvme<'a, R>>,
     _thread: Thread<'a>,
@@ -168,7 +185,6 @@ impl<'a, R: Regs + 'a> Recovery<'a, R> {
                 match recovered.ctrl.inbox.wait() {
                     Task::Abort { qid, cid } => recovered.abort(qid, cid),
                     Task::Reset => recovered.reset(),
-                    Task::GiveUp => recovered.give_up(),
                     Task::Stop => return,
                 }
             })
@@ -181,12 +197,24 @@ impl<'a, R: Regs + 'a> Recovery<'a, R> {
     }
 }
 
-impl<'a, R: Regs + 'a> Drop for Recovery<'a, R> {
-    fn drop(&mut self) {
+impl<'a, R: Regs + 'a> Recovery<'a, R> {
+    /// Ends the thread, and has it `hurry` in what it does just now. Sleeps.
+    pub(crate) fn stop(self, hurry: impl FnOnce()) {
+        self.ask_to_stop();
+        hurry();
+    }
+
+    fn ask_to_stop(&self) {
         let inbox = &self.nvme.ctrl.inbox;
 
         inbox.tasks.lock().stop = true;
         inbox.changed.notify_all();
+    }
+}
+
+impl<'a, R: Regs + 'a> Drop for Recovery<'a, R> {
+    fn drop(&mut self) {
+        self.ask_to_stop();
     }
 }
 
@@ -214,24 +242,19 @@ pub(crate) fn timed_out<'a, R: Regs + 'a>(
     }
 
     if queue.qid() == 0 {
-        // Whoever has it by now, such as a reset, sees to the controller too.
+        // Whoever has it by now, such as a reset, tells who waits for it.
         let Some(rq) = rq.claim() else {
             return TimeoutAction::Done;
         };
         dev_err!(
             ctrl.dev,
-            "admin command {:#x} timed out, disabling the controller: status {:#x}\n",
+            "admin command {:#x} timed out, giving it up: status {:#x}\n",
             cid,
             csts.into_raw()
         );
-        // Somebody waits for this command: who brings the controller up, or the recovery thread. It
-        // is told when the device cannot write to the command's memory any more.
-        queue.set_enabled(false);
-        let _ = ctrl.disable();
+        // Not here: who brings the controller up may be at it.
+        ctrl.inbox.reset();
         Ops::give_up(rq, false, Status::TIMEOUT);
-        if ctrl.state() == State::Live {
-            ctrl.inbox.reset();
-        }
         return TimeoutAction::Done;
     }
 

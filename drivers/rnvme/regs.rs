@@ -32,6 +32,8 @@ register! {
 
     /// Controller capabilities, upper half.
     pub(crate) CAP_HI(u32) @ 0x04 {
+        /// [`CRTO`] tells how long it takes until the media are ready, too.
+        27:27 crwms => bool;
         /// There is a controller memory buffer that has to be enabled.
         25:25 cmbs => bool;
         /// There is a persistent memory region.
@@ -153,6 +155,13 @@ register! {
         0:0 cbai => bool;
     }
 
+    /// Controller ready timeouts.
+    pub(crate) CRTO(u32) @ 0x68 {
+        /// The longest time from enabling the controller until its media are ready, in units of
+        /// 500 ms.
+        15:0 crwmt;
+    }
+
     /// What the persistent memory region can do.
     pub(crate) PMRCAP(u32) @ 0xe00 {
         /// Commands may mean it.
@@ -205,6 +214,8 @@ register! {
 pub(crate) const SHN_NORMAL: u32 = 1;
 /// [`CSTS`]`.shst`: the disk has done what it had to.
 pub(crate) const SHST_COMPLETE: u32 = 2;
+/// The most of [`CRTO`]`.crwmt` that is believed: 5 minutes, in units of 500 ms.
+const MAX_READY: u32 = 600;
 /// [`CC`]`.css`: all command sets that the controller has.
 pub(crate) const CSS_ALL: u32 = 6;
 
@@ -270,6 +281,14 @@ pub(crate) const fn bar_len(qid: u16, stride: usize) -> usize {
     doorbell(qid, stride, true) + size_of::<u32>()
 }
 
+/// The highest queue whose doorbells, `stride` bytes apart, are within `len` bytes of registers; there
+/// is room for one at least.
+pub(crate) fn max_qid(len: usize, stride: usize) -> u16 {
+    let pairs = len.saturating_sub(DOORBELLS) / (2 * stride);
+
+    u16::try_from(pairs.saturating_sub(1)).unwrap_or(u16::MAX)
+}
+
 /// The offset of a queue's doorbell.
 pub(crate) const fn doorbell(qid: u16, stride: usize, completion: bool) -> usize {
     DOORBELLS + (2 * qid as usize + completion as usize) * stride
@@ -282,8 +301,10 @@ pub(crate) struct Capabilities {
     pub(crate) max_entries: u32,
     /// Bytes between doorbells.
     pub(crate) stride: usize,
-    /// The longest time that enabling and disabling may take, in milliseconds.
+    /// The longest time that disabling may take, in milliseconds.
     pub(crate) timeout_ms: i64,
+    /// The longest time that enabling may take, in milliseconds.
+    pub(crate) ready_ms: i64,
     /// What to write to [`CC`]`.css`.
     pub(crate) css: u32,
     /// The highest queue id whose doorbells are in the BAR.
@@ -343,15 +364,22 @@ impl Capabilities {
         if io.size() < bar_len(1, stride) {
             return Err(Unusable::BarSize(io.size()));
         }
-        let pairs = (io.size() - DOORBELLS) / (2 * stride);
+        // As in C, not less than the other time, whatever the controller says; but the longest time that
+        // it can say is 9 hours.
+        let ready = match hi.crwms() {
+            true => u32::from(io.read(CRTO).crwmt()).min(MAX_READY),
+            false => 0,
+        };
+        // One more, as the controller may have begun a unit just now.
+        let ms = |units: u32| (i64::from(units) + 1) * 500;
 
         Ok(Self {
             max_entries: u32::from(lo.mqes()) + 1,
             stride,
-            // One more, as the controller may have begun a unit just now.
-            timeout_ms: (i64::from(u32::from(lo.to())) + 1) * 500,
+            timeout_ms: ms(lo.to().into()),
+            ready_ms: ms(ready.max(lo.to().into())),
             css,
-            max_qid: u16::try_from(pairs - 1).unwrap_or(u16::MAX),
+            max_qid: max_qid(io.size(), stride),
             cmbs: hi.cmbs(),
             pmrs: hi.pmrs(),
         })

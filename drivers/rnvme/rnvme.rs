@@ -14,6 +14,10 @@
 //! and `recovery.rs` what happens when it does not answer. `api.rs` is I/O for kernel code, of which
 //! the memory is cut into commands by `cut.rs`. This file is the PCI bus.
 //!
+//! At a shutdown of the machine the controller is not told that its power goes, and a reset that the
+//! PCI core does, or a driver beside it, is found by late requests: Rust drivers on the PCI bus are
+//! not told of either yet. What was flushed is safe; [`Attached`] tells a controller that is unbound.
+//!
 //! Everything but this file is generic over [`Regs`](regs::Regs), so that a KUnit suite can play a
 //! controller that lies.
 //!
@@ -91,6 +95,9 @@ use kernel::{
 
 /// Admin commands that were not answered for so long are given up, in milliseconds.
 const ADMIN_TIMEOUT: u32 = 60_000;
+
+/// The longest time-out that the block layer takes, in milliseconds: 24 days.
+const MAX_IO_TIMEOUT: u32 = i32::MAX as u32;
 
 /// Which numbers of controllers are taken, one bit each.
 static INSTANCES: [Atomic<u64>; 4] = [const { Atomic::new(0) }; 4];
@@ -279,7 +286,10 @@ impl Rnvme {
         let config = Config {
             instance: instance.0,
             io_queues: cpus,
-            io_timeout: module_parameters::io_timeout.value().saturating_mul(1000),
+            io_timeout: module_parameters::io_timeout
+                .value()
+                .saturating_mul(1000)
+                .min(MAX_IO_TIMEOUT),
             admin_timeout: ADMIN_TIMEOUT,
         };
         let irqs = PciInterrupts {
@@ -325,6 +335,7 @@ impl pci::Driver for Rnvme {
 /// The module: the driver, and what tests drive it by.
 #[pin_data]
 struct Module {
+    /// Dropped first: its controllers use the file's memory.
     #[pin]
     _driver: driver::Registration<pci::Adapter<Rnvme>>,
     #[cfg(CONFIG_RNVME_INJECT)]
@@ -338,9 +349,9 @@ impl InPlaceModule for Module {
         inject::init();
 
         try_pin_init!(Self {
-            _driver <- driver::Registration::new(<Self as ModuleMetadata>::NAME, module),
             #[cfg(CONFIG_RNVME_INJECT)]
             _file <- inject::file(),
+            _driver <- driver::Registration::new(<Self as ModuleMetadata>::NAME, module),
         })
     }
 }

@@ -30,6 +30,8 @@ mod lies;
 mod memory;
 #[path = "rnvme/mixed.rs"]
 mod mixed;
+#[path = "rnvme/namespaces.rs"]
+mod namespaces;
 #[path = "../../drivers/rnvme/nvme.rs"]
 mod nvme;
 #[path = "../../drivers/rnvme/prp.rs"]
@@ -38,8 +40,12 @@ mod prp;
 mod queue;
 #[path = "../../drivers/rnvme/recovery.rs"]
 mod recovery;
+#[path = "rnvme/registers.rs"]
+mod registers;
 #[path = "../../drivers/rnvme/regs.rs"]
 mod regs;
+#[path = "rnvme/resets.rs"]
+mod resets;
 
 module! {
     type: RnvmeKunit,

@@ -82,7 +82,8 @@ fn namespaces() {
             match shift {
                 9..=12 => Ok(Namespace {
                     blocks: 8,
-                    lba_shift: shift.into()
+                    lba_shift: shift.into(),
+                    read_only: false
                 }),
                 _ => Err(Unusable::BlockSize(shift)),
             }
@@ -91,7 +92,18 @@ fn namespaces() {
     p[130] = 9;
     p[26] = 1;
     assert_eq!(Namespace::parse(&p), Err(Unusable::Format(1)));
-    p[26] = 0;
+    // A format of those that not all namespaces may have.
+    p[82] = 1;
+    p[134] = 12;
+    assert_eq!(Namespace::parse(&p).map(|ns| ns.lba_shift), Ok(12));
+    (p[25], p[82], p[26]) = (255, 255, 0x6f);
+    p[128 + 4 * 63 + 2] = 10;
+    assert_eq!(Namespace::parse(&p).map(|ns| ns.lba_shift), Ok(10));
+    (p[25], p[82], p[26]) = (0, 0, 0);
+    for (nsattr, read_only) in [(0xfe, false), (1, true)] {
+        p[99] = nsattr;
+        assert_eq!(Namespace::parse(&p).map(|ns| ns.read_only), Ok(read_only));
+    }
     p[128] = 8;
     assert_eq!(Namespace::parse(&p), Err(Unusable::Metadata(8)));
     p[128] = 0;

@@ -50,7 +50,7 @@ use kernel::{
 
 /// The most queue pairs, the admin queues among them.
 const QUEUES: usize = 3;
-/// The BAR: registers, and doorbells four bytes apart.
+/// A BAR with registers, and doorbells four bytes apart, and no more.
 const BAR_LEN: usize = DOORBELLS + QUEUES * 8;
 
 /// How a command on an I/O queue is answered.
@@ -90,6 +90,12 @@ pub(crate) struct Script {
     pub(crate) mdts: u8,
     pub(crate) nsze: u64,
     pub(crate) lbads: u8,
+    /// Formats that all namespaces may have, and that only some may have, less one all together.
+    pub(crate) formats: (u8, u8),
+    /// Which of them the namespaces have.
+    pub(crate) flbas: u8,
+    /// What they can: bit 0 is that they cannot be written to.
+    pub(crate) nsattr: u8,
     /// The active namespaces that it claims to have.
     pub(crate) list: [u32; 4],
     /// The highest namespace identifier that it claims to have.
@@ -104,6 +110,10 @@ pub(crate) struct Script {
     pub(crate) delete_status: Option<u16>,
     /// Whether admin commands are answered.
     pub(crate) admin_answers: bool,
+    /// How often Identify Namespace of this namespace is not answered.
+    pub(crate) silent: (u32, u32),
+    /// Aborts are not answered.
+    pub(crate) silent_aborts: bool,
     /// Whether an abort brings back the command, with this status.
     pub(crate) aborts: Option<u16>,
     /// How the next commands on I/O queues are answered; then all are as they should be.
@@ -126,9 +136,22 @@ pub(crate) struct Script {
     pub(crate) pmrsts: u32,
     /// Where its BAR 2 and 4 are.
     pub(crate) bars: u64,
+    /// The length of its BAR 0.
+    pub(crate) bar0: usize,
+    /// Controller ready timeouts.
+    pub(crate) crto: u32,
+    /// Its memory means what it did when the controller is disabled, too.
+    pub(crate) keeps_memory: bool,
+    /// When the driver considers a disk's request, and an admin command, lost: in milliseconds.
+    pub(crate) timeouts: (u32, u32),
+    /// The I/O queues that the driver is told to use.
+    pub(crate) io_queues: u32,
     /// Its memory cannot be opened.
     pub(crate) not_opened: bool,
 }
+
+/// Time-outs with a controller that answers: as long as those of real ones, as the machine may be slow.
+pub(crate) const PATIENT: (u32, u32) = (30_000, 60_000);
 
 /// The length of BAR 2 and 4.
 pub(crate) const MEMORY_LEN: u64 = 16 << 20;
@@ -147,6 +170,9 @@ impl Default for Script {
             mdts: 5,
             nsze: 2048,
             lbads: 9,
+            formats: (0, 0),
+            flbas: 0,
+            nsattr: 0,
             list: [1, 0, 0, 0],
             namespaces: 8,
             command_sets: [Some(0); 4],
@@ -154,6 +180,8 @@ impl Default for Script {
             list_status: 0,
             delete_status: Some(0),
             admin_answers: true,
+            silent: (0, 0),
+            silent_aborts: false,
             aborts: None,
             answers: [Answer::Normal; 4],
             dies_at_reset: false,
@@ -168,8 +196,20 @@ impl Default for Script {
             pmrcap: 1 << 24 | 4 << 5 | 3 << 3,
             pmrsts: 0,
             bars: 0x12_3450_0000,
+            bar0: BAR_LEN,
+            crto: 0,
+            keeps_memory: false,
+            timeouts: PATIENT,
+            io_queues: 1,
             not_opened: false,
         }
+    }
+}
+
+impl Script {
+    /// Bytes between doorbells.
+    fn stride(&self) -> usize {
+        4 << (self.cap_hi & 0xf)
     }
 }
 
@@ -217,6 +257,8 @@ struct State {
     lines: [Line; QUEUES],
     /// A completion to be posted yet: queue, command and status.
     late: Option<(u16, u16, u16)>,
+    /// Who disabled it when it was enabled.
+    disabled_by: Option<Pid>,
     counts: Counts,
 }
 
@@ -233,6 +275,12 @@ pub(crate) struct Counts {
     pub(crate) deletions: u32,
     /// Abort commands.
     pub(crate) aborts: u32,
+    /// Identify Namespace commands that it did not answer.
+    pub(crate) silences: u32,
+    /// I/O queues that it was asked for.
+    pub(crate) queues: u32,
+    /// How often the driver looked at the status of the persistent memory region.
+    pub(crate) pmrsts_reads: u32,
     /// Flush commands.
     pub(crate) flushes: u32,
     /// Write commands, and the blocks of all.
@@ -281,6 +329,7 @@ impl Fake {
                     pairs: [Pair::default(); QUEUES],
                     lines: [Line::default(); QUEUES],
                     late: None,
+                    disabled_by: None,
                     counts: Counts::default(),
                 }),
             }),
@@ -293,12 +342,25 @@ impl Fake {
         change(&mut self.state.lock().script);
     }
 
+    /// Is reset by somebody who does not tell the driver.
+    pub(crate) fn lose_all(&self) {
+        let mut state = self.state.lock();
+
+        (state.cc, state.csts) = (0, 0);
+        state.pairs = [Pair::default(); QUEUES];
+    }
+
+    /// How it lies.
+    pub(crate) fn told(&self) -> Script {
+        self.state.lock().script
+    }
+
     pub(crate) fn counts(&self) -> Counts {
         self.state.lock().counts
     }
 
     fn read(&self, offset: usize) -> u32 {
-        let state = self.state.lock();
+        let mut state = self.state.lock();
 
         if state.script.gone {
             return u32::MAX;
@@ -314,8 +376,12 @@ impl Fake {
             0x38 if state.tells() => state.script.cmbloc,
             0x3c if state.tells() => state.script.cmbsz,
             0x58 => u32::from(state.script.cmb_refused),
+            0x68 => state.script.crto,
             0xe00 => state.script.pmrcap,
-            0xe08 if state.pmrctl == 1 => state.script.pmrsts,
+            0xe08 if state.pmrctl == 1 => {
+                state.counts.pmrsts_reads += 1;
+                state.script.pmrsts
+            }
             // Not ready.
             0xe08 => 1 << 8,
             _ => 0,
@@ -327,7 +393,9 @@ impl Fake {
 
         if state.script.gone {
             // Submission queues have the even ones.
-            let doorbell = offset.checked_sub(DOORBELLS).map(|at| at / 4);
+            let doorbell = offset
+                .checked_sub(DOORBELLS)
+                .map(|at| at / state.script.stride());
             state.counts.unheard += u32::from(doorbell.is_some_and(|index| index % 2 == 0));
             return;
         }
@@ -340,23 +408,23 @@ impl Fake {
             0x34 => state.acq[1] = value,
             0x50 => {
                 state.cmbmsc[0] = value;
-                if value & 2 != 0 {
-                    state.counts.addresses.0 =
-                        u64::from(state.cmbmsc[1]) << 32 | u64::from(value & !0xfff);
-                }
+                state.counts.addresses.0 = match value & 2 {
+                    0 => 0,
+                    _ => u64::from(state.cmbmsc[1]) << 32 | u64::from(value & !0xfff),
+                };
             }
             0x54 => state.cmbmsc[1] = value,
             0xe04 => state.pmrctl = value,
             0xe14 => {
                 state.pmrmsc[0] = value;
-                if value & 2 != 0 {
-                    state.counts.addresses.1 =
-                        u64::from(state.pmrmsc[1]) << 32 | u64::from(value & !0xfff);
-                }
+                state.counts.addresses.1 = match value & 2 {
+                    0 => 0,
+                    _ => u64::from(state.pmrmsc[1]) << 32 | u64::from(value & !0xfff),
+                };
             }
             0xe18 => state.pmrmsc[1] = value,
             _ => {
-                let index = offset.wrapping_sub(DOORBELLS) / 4;
+                let index = offset.wrapping_sub(DOORBELLS) / state.script.stride();
                 if index % 2 != 0 {
                     state.consumed(index / 2);
                 }
@@ -431,13 +499,23 @@ impl Fake {
                     self.state.lock().counts.wrongs += 1;
                 }
                 let cns = cdw10 as u8;
-                Self::identify(queue, &script, cns, (raw[0] >> 32) as u32);
+                let nsid = (raw[0] >> 32) as u32;
+                if cns == 0 && script.silent.0 == nsid && script.silent.1 != 0 {
+                    let mut state = self.state.lock();
+                    state.script.silent.1 -= 1;
+                    state.counts.silences += 1;
+                    return;
+                }
+                Self::identify(queue, &script, cns, nsid);
                 match cns {
                     0x02 if script.list_status != 0 => (script.list_status, 0),
                     _ => (script.identify_status, 0),
                 }
             }
-            admin::SET_FEATURES => (0, cdw11),
+            admin::SET_FEATURES => {
+                self.state.lock().counts.queues = 1 + (cdw11 & 0xffff);
+                (0, cdw11)
+            }
             admin::CREATE_CQ | admin::CREATE_SQ => {
                 (self.state.lock().create_queue(opcode, cdw10 as u16), 0)
             }
@@ -454,6 +532,9 @@ impl Fake {
             admin::ABORT => {
                 let mut state = self.state.lock();
                 state.counts.aborts += 1;
+                if script.silent_aborts {
+                    return;
+                }
                 state.late = script
                     .aborts
                     .map(|status| (cdw10 as u16, (cdw10 >> 16) as u16, status));
@@ -623,8 +704,14 @@ impl Fake {
             // One that is not active is all zeroes.
             0x00 if !script.list.contains(&nsid) => (),
             0x00 => {
+                // Only the format that they have is one.
+                let index = usize::from(script.flbas & 0xf | script.flbas >> 1 & 0x30);
+
                 put(0, &script.nsze.to_le_bytes());
-                put(130, &[script.lbads]);
+                put(25, &[script.formats.0, script.flbas]);
+                put(82, &[script.formats.1]);
+                put(99, &[script.nsattr]);
+                put(130 + 4 * index, &[script.lbads]);
             }
             0x01 => {
                 put(4, b"FAKE                ");
@@ -724,6 +811,10 @@ impl State {
         }
         if is && !was {
             self.counts.enabled += 1;
+            // Who resets it is one thread.
+            if self.disabled_by.is_some_and(|pid| pid != current!().pid()) {
+                self.counts.wrongs += 1;
+            }
             self.csts = if self.script.fatal {
                 CFS
             } else if self.script.never_ready {
@@ -737,11 +828,15 @@ impl State {
         }
         if !is {
             self.pairs = [Pair::default(); QUEUES];
-            // What a reset makes of them.
-            self.cmbmsc = [0; 2];
-            self.pmrctl = 0;
-            self.pmrmsc = [0; 2];
-            self.counts.addresses = (0, 0);
+            if !self.script.keeps_memory {
+                self.cmbmsc = [0; 2];
+                self.pmrctl = 0;
+                self.pmrmsc = [0; 2];
+                self.counts.addresses = (0, 0);
+            }
+            if was {
+                self.disabled_by = Some(current!().pid());
+            }
             self.csts = if self.script.always_ready { RDY } else { 0 };
             if was && self.script.dies_at_reset {
                 self.script.never_ready = true;
@@ -760,7 +855,10 @@ impl Regs for FakeRegs {
     fn io(&self) -> FakeView<'_, Region<DOORBELLS>> {
         FakeView {
             fake: &self.0,
-            ptr: Region::ptr_from_raw_parts_mut(core::ptr::null_mut(), BAR_LEN),
+            ptr: Region::ptr_from_raw_parts_mut(
+                core::ptr::null_mut(),
+                self.0.state.lock().script.bar0,
+            ),
         }
     }
 
@@ -773,11 +871,11 @@ impl Regs for FakeRegs {
     }
 
     fn bar(&self, bar: u32) -> Option<Bar> {
-        let start = self.0.state.lock().script.bars;
+        let Script { bars, bar0, .. } = self.0.state.lock().script;
         let (address, len) = match bar {
-            0 => (0xf000_0000, MEMORY_LEN),
-            2 => (start, MEMORY_LEN),
-            4 => (start + MEMORY_LEN, MEMORY_LEN),
+            0 => (0xf000_0000, bar0 as u64),
+            2 => (bars, MEMORY_LEN),
+            4 => (bars + MEMORY_LEN, MEMORY_LEN),
             _ => return None,
         };
 
