@@ -11,7 +11,7 @@
 #   QEMU=    qemu-system-x86_64 of 9 or later
 #   DRIVER=  nvme: `make run` with the C driver, to compare
 
-NAMED := KDIR LLVM RUSTC BINDGEN QEMU ONLY DRIVER
+NAMED := KDIR LLVM RUSTC BINDGEN QEMU ONLY DRIVER FROM
 $(foreach name,$(NAMED),$(if $($(name)),$(eval export $(name))))
 
 .NOTPARALLEL:
@@ -90,9 +90,12 @@ patch-add: ## FILE=... [PATCH=...]: a file of the kernel that the patch will cha
 patch-refresh: ## [PATCH=...]: takes edits in build/linux into the patch
 	@scripts/patch.sh refresh $(PATCH)
 
+test-patches: packages ## that each kernel patch applies and builds in order; FROM=... goes on there; takes hours
+	@nice scripts/test-patches.sh
+
 clean: ## removes build/; the cache with the kernel's source stays
 	rm -rf build
 
 .PHONY: help run test test-debug test-kind test-configs soak soak-debug fuzz bench-quick lint
 .PHONY: doc module shell kernel kernel-debug kernel-kind linux
-.PHONY: packages packages-lint packages-fuzz patch-new patch-add patch-refresh clean
+.PHONY: packages packages-lint packages-fuzz patch-new patch-add patch-refresh test-patches clean

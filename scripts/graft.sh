@@ -8,6 +8,7 @@
 # is only read, and remembered until another is named.
 set -euo pipefail
 . "$(dirname "$0")/common.sh"
+. "$(dirname "$0")/link.sh"
 . "$(dirname "$0")/quilt.sh"
 
 # What is left of an interrupted build holds it too, until that has ended.
@@ -56,18 +57,6 @@ edited_outside_patches() {
 		! -path './.pc/*' ! -name '*.pyc' -printf '%P\n')
 }
 
-# link PATH [AS]: PATH of this project appears as AS in the kernel tree
-link() {
-	local to=$LINUX/${2:-$1}
-	if [ -e "$ROOT/$1" ]; then
-		[ "$(realpath -q "$to")" = "$ROOT/$1" ] && return
-		mkdir -p "$(dirname "$to")"
-		ln -srfn "$ROOT/$1" "$to"
-	elif [ -L "$to" ]; then
-		rm "$to"
-	fi
-}
-
 if [ -e "$LINUX" ] && ! [ -e "$ORIGIN" ]; then
 	die 'build/linux was not made by this script' 'remove or rename it'
 fi
@@ -94,10 +83,4 @@ fi
 
 sync_patches
 
-link rust/kernel/physdma.rs
-link rust/kernel/physdma
-link rust/helpers/physdma.c
-link include/linux/physdma.h
-for part in Kbuild Kconfig drivers tests samples bench; do
-	link $part physdma/$part
-done
+link_project

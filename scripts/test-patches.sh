@@ -1,0 +1,78 @@
+#!/bin/bash
+# SPDX-License-Identifier: GPL-2.0
+#
+# Applies the patches one by one to a copy of the pristine kernel, without any
+# fuzz, and after each builds what it touches: its objects, the kernel crate,
+# and the Rust drivers of the kernel that use it. Warnings are errors. This
+# project comes in with the hook, so those before it must not need it.
+#
+# FROM=PATCH builds from that patch on; those before it are only applied.
+set -euo pipefail
+. "$(dirname "$0")/common.sh"
+. "$(dirname "$0")/link.sh"
+
+SERIES=$ROOT/patches
+HOOK=physdma-hook.patch
+DIR=$BUILD/test-patches
+LOGS=$REPORTS/test-patches
+ORIGIN=$LINUX/.physdma-origin
+FRAGMENT=$DIR/fragment
+
+lock "$DIR/lock"
+mapfile -t patches < <(sed 's/#.*//; s/[[:space:]].*//; /^$/d' "$SERIES/series")
+from=${FROM:-${patches[0]}}
+[[ " ${patches[*]} " == *" $from "* ]] || die "patches/series has no $from" 'FROM= names one of it'
+
+pristine=${KDIR:-$(cat "$ORIGIN" 2> /dev/null || "$ROOT/scripts/source.sh" | tail -n 1)}
+LINUX=$DIR/linux	# what kmake and link are about from here on
+OUT=$DIR/kernel
+mkdir -p "$LOGS"
+
+# The build looks at times: what an earlier run patched has changed now.
+say "copying $pristine to build/test-patches/linux"
+changed=$DIR/changed
+if ! [ -e "$LINUX/Makefile" ]; then changed=/dev/null; fi
+rsync -a --delete --out-format='%n' --exclude=/.git --exclude=/.pc "$pristine/" "$LINUX/" > "$changed"
+(cd "$LINUX" && grep -v '/$' "$changed" | xargs -r -d '\n' touch -ch) || :
+
+configure() {
+	kmake "$OUT" -s tinyconfig
+	(cd "$OUT" && "$LINUX/scripts/kconfig/merge_config.sh" -Q -m .config "$FRAGMENT")
+	kmake "$OUT" -s olddefconfig
+}
+
+# What the project's options are is not known before the hook.
+{
+	grep -vE '_(PHYSDMA|RNVME)|DOCTESTS' "$ROOT/scripts/kernel.config"
+	printf 'CONFIG_%s\n' WERROR=y BLK_DEV_RUST_NULL=m SAMPLES=y SAMPLES_RUST=y \
+		SAMPLE_RUST_DRIVER_PCI=m SAMPLE_RUST_DMA=m SAMPLE_RUST_MISC_DEVICE=m \
+		SAMPLE_RUST_DRIVER_FAUX=m
+} > "$FRAGMENT"
+logged "$LOGS/config.log" 'configuring' configure
+
+touched() { sed -n "s|^+++ [^/]*/\([^	]*\).*|\1|p" "$SERIES/$1"; }
+
+# objects PATCH: the C objects of the kernel that it changes
+objects() { touched "$1" | sed -n '/^rust\//d; s/\.c$/.o/p'; }
+
+targets=(prepare drivers/block/rnull/ samples/rust/)
+reached=
+for patch in "${patches[@]}"; do
+	# As git am does: no fuzz. The tree is in no repository of its own.
+	GIT_CEILING_DIRECTORIES=$DIR git -C "$LINUX" apply -p1 "$SERIES/$patch" ||
+		die "patches/$patch does not apply without fuzz" 'make patch-refresh PATCH= mends its context'
+	if [ "$patch" = $HOOK ]; then
+		link_project
+		grep -E '_(PHYSDMA|RNVME)' "$ROOT/scripts/kernel.config" |
+			grep -vE 'KUNIT|BENCH' >> "$FRAGMENT"
+		logged "$LOGS/config-hook.log" 'configuring with the project' configure
+		targets+=(physdma/)
+	fi
+	[ "$patch" != "$from" ] || reached=1
+	[ "$reached" ] || continue
+	start=$SECONDS
+	mapfile -t objects < <(objects "$patch")
+	logged "$LOGS/$patch.log" "$patch" kmake "$OUT" -j"$JOBS" "${targets[@]}" "${objects[@]}"
+	say "$patch: $((SECONDS - start)) s"
+done
+say "all patches apply and build in order"
