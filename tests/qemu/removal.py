@@ -17,6 +17,7 @@ import re
 import time
 
 from harness.topology import Ivshmem, Machine, Ssd
+from harness.vm import VmError
 
 INTEL = "Skylake-Client-v1"  # whose host bridge is not on the kernel's list
 MACHINES = {
@@ -29,8 +30,9 @@ MODES = list(MACHINES)
 REVOCATIONS = int(os.environ.get("REVOCATIONS", "5"))
 UNBINDS = int(os.environ.get("UNBINDS", "3"))
 REMOVALS = int(os.environ.get("REMOVALS", "3"))
+UNPLUGS = int(os.environ.get("UNPLUGS", "1"))
 CANARY = float(os.environ.get("CANARY", "2"))
-LIMIT = 150 + 2 * REVOCATIONS + 5 * UNBINDS + 20 * REMOVALS + 6 * CANARY
+LIMIT = 150 + 2 * REVOCATIONS + 5 * UNBINDS + 20 * REMOVALS + 20 * UNPLUGS + 6 * CANARY
 
 MB = 1 << 20
 SIZE = 4096
@@ -61,7 +63,7 @@ patiently() {{  # COMMAND...: waits until it succeeds
     tries=0
     until "$@"; do
         tries=$((tries + 1))
-        [ $tries -gt 400 ] && return 1
+        [ $tries -gt 500 ] && return 1
         sleep 0.02
     done
 }}
@@ -174,16 +176,20 @@ class Client:
         return int(ended)
 
 
-def gone(client, memory, command, back, seconds):
-    """The memory goes by `command` in the midst of a transfer, and comes back by `back`. How the
-    transfer ended."""
+def gone(client, memory, command, back, seconds, pull=None, plug=None):
+    """The memory goes by `command` in the midst of a transfer, and comes back by `back`; what is to
+    be done outside of the machine before either, `pull` and `plug` do. How the transfer ended."""
     client.begin(memory)
+    if pull:
+        pull()
     client.still(memory, command)
     ended = client.end(memory)
     if memory.file and ended == 0:
         content = memory.content()[memory.offset:][:SIZE]
         assert content == client.data, "the data did not arrive before the memory went"
     memory.unchanged(seconds)
+    if plug:
+        plug()
     assert memory.wait_open(back) + memory.offset == memory.phys
     return ended
 
@@ -239,6 +245,31 @@ def run(t):
             client.throttle(0)
             t.vm.sh("echo 1 > /sys/bus/pci/rescan")
             client.find()
+
+    backends = []
+
+    def plug():
+        """Puts it back, when QEMU has let it go: the same file, as another object of QEMU's, which
+        does not take one twice."""
+        backends.append(f"ivshmem2-mem{len(backends)}")
+        t.vm.qmp("object-add", **{
+            "qom-type": "memory-backend-file", "id": backends[-1], "share": True,
+            "mem-path": str(ivshmem.memory), "size": ivshmem.size_mb * MB})
+        for _ in range(100):
+            try:
+                t.vm.qmp("device_add", driver="ivshmem-plain", id="ivshmem2", bus="port2",
+                         memdev=backends[-1])
+                return
+            except VmError as error:
+                assert "Duplicate" in str(error), error
+                time.sleep(0.1)
+        raise AssertionError("QEMU keeps it")
+
+    with t.case(f"ivshmem unplugged in good order, {UNPLUGS} times"):
+        for _ in range(UNPLUGS):
+            # The slot's lamp blinks for five seconds first.
+            gone(client, third, f"while [ -e {DEVICES}/{third.address} ]; do sleep 0.1; done", ":",
+                 0.1, lambda: t.vm.qmp("device_del", id="ivshmem2"), plug)
 
     with t.case(f"{CANARY:g} s after the memory went"):
         for how in unbound, surprised:
