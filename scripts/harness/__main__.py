@@ -50,7 +50,7 @@ def soak(kernel_name: str) -> int:
                               check=False).stdout.strip()
 
     commit = git("rev-parse", "--short=10", "HEAD") or "no commit"
-    if git("status", "--porcelain"):
+    if git("status", "--porcelain", "--", ".", f":!{SOAKS.relative_to(ROOT)}"):
         commit += ", changed"
     with open(SOAKS, "a", encoding="ascii") as file:
         file.write(f"| {date.today()} | {commit} | {kernel_name} | {results.repeated()} | "
