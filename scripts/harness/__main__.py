@@ -27,7 +27,7 @@ from .vm import boot_command
 SOAK = {
     "ONLY": "qemu/recovery qemu/removal qemu/p2p_edu/strict qemu/p2p_edu/switch",
     "UNBINDS": "100", "RESETS": "50", "TIMEOUTS": "10", "REVOCATIONS": "1000", "REMOVALS": "100",
-    "CANARY": "60",
+    "UNPLUGS": "20", "CANARY": "60",
 }
 SOAKS = ROOT / "tests/soaks.md"
 
@@ -54,7 +54,7 @@ def soak(kernel_name: str) -> int:
                               check=False).stdout.strip()
 
     commit = git("rev-parse", "--short=10", "HEAD") or "no commit"
-    if git("status", "--porcelain"):
+    if git("status", "--porcelain", "--", ".", f":!{SOAKS.relative_to(ROOT)}"):
         commit += ", changed"
     with open(SOAKS, "a", encoding="ascii") as file:
         file.write(f"| {date.today()} | {commit} | {kernel_name} | {results.repeated()} | "
