@@ -66,7 +66,8 @@ def load(results: Results, vm: Vm, name: str) -> None:
     problem = ""
     try:
         vm.sh(f"echo physdma: begin {name} > /dev/kmsg")
-        vm.load(name)
+        # All its cases run meanwhile.
+        vm.load(name, limit=240)
         vm.sh(f"rmmod {name}; code=$?; echo physdma: end {name} > /dev/kmsg; exit $code")
         vm.wait_for(f"physdma: end {name}$", after=begin)
     except CommandError as error:

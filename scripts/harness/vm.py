@@ -169,7 +169,7 @@ class Vm:
             raise CommandError(f"exit code {code}: {command}\n{output}".rstrip())
         return output
 
-    def load(self, module: str, parameters: str = "") -> None:
+    def load(self, module: str, parameters: str = "", limit: float = 120) -> None:
         """Loads a module, after those that it depends on."""
         files = {file.stem.replace("-", "_"): file for file in modules(self.kernel)}
         name = module.replace("-", "_")
@@ -179,7 +179,8 @@ class Vm:
                                  capture_output=True, text=True).stdout.strip()
         for other in filter(None, depends.split(",")):
             self.load(other)
-        self.sh(f"[ -d /sys/module/{name} ] || insmod /modules/{files[name].name} {parameters}")
+        self.sh(f"[ -d /sys/module/{name} ] || insmod /modules/{files[name].name} {parameters}",
+                limit)
 
     def unload(self, *names: str) -> None:
         """Unloads modules, in this order."""
