@@ -5,6 +5,7 @@
 #include <linux/dma-map-ops.h>
 #include <linux/genalloc.h>
 #include <linux/highmem.h>
+#include <linux/io.h>
 #include <linux/iommu.h>
 #include <linux/iommu-dma.h>
 #include <linux/memremap.h>
@@ -108,6 +109,13 @@ __rust_helper u64 rust_helper_physdma_counter_sum(u64 *counter)
 		sum += READ_ONCE(*per_cpu_ptr((u64 __percpu __force *)counter,
 					      cpu));
 	return sum;
+}
+
+/* A macro on some architectures. */
+__rust_helper void rust_helper_physdma_memset_io(void __iomem *to, int value,
+						 size_t len)
+{
+	memset_io(to, value, len);
 }
 
 /* The page of @phys, which must have one. */

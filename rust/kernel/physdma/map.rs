@@ -628,6 +628,21 @@ pub struct Segments<'m, 'c, S: Source, B: Backend = Dma<'c>> {
     /// Where the range of IOVA space goes on, in a request that is not all of one kind.
     range: DmaAddress,
 }
+
+/// A DMA address in as many bits as any has.
+#[inline]
+#[allow(clippy::unnecessary_cast, reason = "a `DmaAddress` may have 32 bits")]
+const fn wide_dma(dma: DmaAddress) -> u64 {
+    dma as u64
+}
+
+/// Where the device finds `piece`, `offset` from its physical address.
+#[inline]
+const fn bus_address(piece: PhysBvec, offset: u64) -> DmaAddress {
+    // CAST: The route has seen that it fits the device's DMA mask.
+    wide(piece.phys()).wrapping_add(offset) as DmaAddress
+}
+
 /// What the pieces of one run have in common.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Run {
@@ -700,7 +715,9 @@ impl<S: Source, B: Backend> Segments<'_, '_, S, B> {
         }
 
         // CAST: At most `room`, which is a `u32`.
-        let len = self.left.min(self.client.limits.room(self.dma) as usize) as u32;
+        let len = self
+            .left
+            .min(self.client.limits.room(wide_dma(self.dma)) as usize) as u32;
         let segment = Segment {
             dma: self.dma,
             len,
@@ -709,7 +726,7 @@ impl<S: Source, B: Backend> Segments<'_, '_, S, B> {
                 Run::Bus { .. } => Origin::Bus,
                 Run::Internal { bar, base, .. } => Origin::Internal {
                     bar,
-                    offset: self.dma.wrapping_sub(base),
+                    offset: wide_dma(self.dma).wrapping_sub(base),
                 },
             },
         };
@@ -897,7 +914,7 @@ impl<S: Source, B: Backend> Segments<'_, '_, S, B> {
     #[inline]
     fn address(&mut self, piece: PhysBvec) {
         if let Run::Bus { offset } | Run::Internal { offset, .. } = self.run {
-            self.dma = wide(piece.phys()).wrapping_add(offset);
+            self.dma = bus_address(piece, offset);
             self.left = piece.len() as usize;
         }
     }
@@ -1088,7 +1105,7 @@ impl<S: Source, B: Backend> Segments<'_, '_, S, B> {
             Run::Ram | Run::HostBridge => next.run.kind().is_mapped(),
             Run::Bus { offset } | Run::Internal { offset, .. } => {
                 let end = self.dma.wrapping_add(self.left as DmaAddress);
-                next.run == self.run && wide(next.piece.phys()).wrapping_add(offset) == end
+                next.run == self.run && bus_address(next.piece, offset) == end
             }
         }
     }

@@ -9,6 +9,7 @@
 //!
 //! C source: [`drivers/pci/p2pdma.c`](srctree/drivers/pci/p2pdma.c)
 
+use super::bvec::wide;
 use crate::{
     bindings,
     device::{
@@ -117,7 +118,7 @@ impl BarRange {
             return Err(EOPNOTSUPP);
         }
         let end = start.checked_add(len).ok_or(EINVAL)?;
-        if end > dev.resource_len(bar)? {
+        if end > wide(dev.resource_len(bar)?) {
             return Err(EINVAL);
         }
         let base = dev.resource_start(bar)?;
@@ -125,8 +126,11 @@ impl BarRange {
             // The BAR has been given no address.
             return Err(EINVAL);
         }
-        let first = base.checked_add(start).ok_or(EINVAL)?;
-        let last = first.checked_add(len - 1).ok_or(EINVAL)?;
+        // They fit, as the BAR does.
+        let first = base.checked_add(PhysAddr::try_from(start)?).ok_or(EINVAL)?;
+        let last = first
+            .checked_add(PhysAddr::try_from(len - 1)?)
+            .ok_or(EINVAL)?;
 
         // SAFETY: It looks at the resource tree, and may be asked about anything.
         let overlap = unsafe {
@@ -145,9 +149,9 @@ impl BarRange {
             dev: dev.into(),
             bar: u8::try_from(bar)?,
             start,
-            first: PhysAddr::try_from(first)?,
-            last: PhysAddr::try_from(last)?,
-            bus_offset: dev.bus_address(bar)?.wrapping_sub(base),
+            first,
+            last,
+            bus_offset: wide(dev.bus_address(bar)?).wrapping_sub(wide(base)),
         })
     }
 
@@ -254,7 +258,7 @@ impl Topology for Reach {
                 }
                 return Ok((route, hops));
             }
-            Route::Bus { offset } => super::bvec::wide(memory.last).wrapping_add(offset),
+            Route::Bus { offset } => wide(memory.last).wrapping_add(offset),
             // The device may well decode more address bits of its own than it sends.
             Route::Internal { .. } => return Ok((route, hops)),
         };

@@ -9,7 +9,6 @@
 
 use super::{
     attachment::Live,
-    bvec::wide,
     provider::Provider, //
 };
 use crate::{
@@ -75,7 +74,7 @@ impl Provider {
         let memory = self.bvec(offset, len)?;
         let live = self.live_for_cpu()?;
         // SAFETY: It is memory of a PCI device, which is there as long as `live`.
-        let addr = unsafe { bindings::ioremap(wide(memory.phys()), len as usize) };
+        let addr = unsafe { bindings::ioremap(memory.phys(), len as usize) };
         // INVARIANT: Just mapped.
         Ok(Window {
             addr: NonNull::new(addr).ok_or(ENOMEM)?,
@@ -132,7 +131,7 @@ impl Window {
     pub fn fill(&self, offset: usize, len: usize, value: u8) -> Result {
         let to = self.at(offset, len)?;
         // SAFETY: By the type invariants as many bytes are mapped there.
-        unsafe { bindings::memset_io(to, value.into(), len) };
+        unsafe { bindings::physdma_memset_io(to, value.into(), len) };
         Ok(())
     }
 }
