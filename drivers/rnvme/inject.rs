@@ -206,11 +206,22 @@ pub(crate) fn init() {
 }
 
 /// The file, and the directory that it is in.
-#[pin_data]
+#[pin_data(PinnedDrop)]
 pub(crate) struct File {
     #[pin]
     _file: debugfs::File<()>,
     _dir: debugfs::Dir,
+}
+
+#[pinned_drop]
+impl PinnedDrop for File {
+    fn drop(self: Pin<&mut Self>) {
+        let mut jobs = JOBS.lock();
+
+        // The driver has gone: nobody has the buffer, nor does what is asked.
+        jobs.controllers = KVec::new();
+        jobs.ram = KVec::new();
+    }
 }
 
 /// Makes the file.

@@ -26,7 +26,7 @@ from .vm import boot_command
 SOAK = {
     "ONLY": "qemu/recovery qemu/removal qemu/p2p_edu/strict qemu/p2p_edu/switch",
     "UNBINDS": "100", "RESETS": "50", "TIMEOUTS": "10", "REVOCATIONS": "1000", "REMOVALS": "100",
-    "UNPLUGS": "20", "CANARY": "60",
+    "CANARY": "60",
 }
 SOAKS = ROOT / "tests/soaks.md"
 
