@@ -321,11 +321,14 @@ impl<'a, R: Regs + 'a> Disk<'a, R> {
                 &self.rules,
             )
             .map_err(|e| {
-                pr_err!(
-                    "namespace {}: memory cannot be cut into commands: {:?}\n",
-                    self.nsid,
-                    e
-                );
+                if let Some(count) = self.uncut.count() {
+                    pr_err!(
+                        "{}: memory cannot be cut into commands: {:?} ({} so far)\n",
+                        self.disk.name(),
+                        e,
+                        count
+                    );
+                }
                 EINVAL
             })?;
             let moving = list.take(bytes, transfer)?;

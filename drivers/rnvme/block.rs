@@ -9,7 +9,10 @@ use crate::{
         CommandStatus, //
     },
     counters::Moved,
-    ctrl::Controller,
+    ctrl::{
+        Controller,
+        Rarely, //
+    },
     cut::Rules,
     identify::{
         Namespace,
@@ -440,6 +443,8 @@ pub(crate) struct Disk<'a, R: Regs> {
     pub(crate) client: &'a Client<'a>,
     /// What a command takes that is made of parts.
     pub(crate) rules: Rules,
+    /// How often memory could not be cut so.
+    pub(crate) uncut: Rarely,
 }
 
 impl<'a, R: Regs + 'a> Disk<'a, R> {
@@ -495,6 +500,7 @@ impl<'a, R: Regs + 'a> Disk<'a, R> {
             lba_shift: ns.lba_shift,
             client,
             rules,
+            uncut: Rarely::new(),
         })
     }
 }

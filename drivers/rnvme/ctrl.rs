@@ -52,7 +52,8 @@ pub(crate) enum State {
 pub(crate) struct Rarely(Atomic<u32>);
 
 impl Rarely {
-    fn new() -> Self {
+    /// None yet.
+    pub(crate) fn new() -> Self {
         Self(Atomic::new(0))
     }
 

@@ -101,6 +101,10 @@ fn run(dev: &pci::Device<Core<'_>>) -> Result {
 
     let memory = Registration::new(dev, 2, 0, 2 * u64::from(LEN))?;
     let own = [memory.provider().bvec(0, LEN)?];
+    // Of another range, which goes before it is used.
+    let gone = [Registration::new(dev, 2, 1 << 20, LEN.into())?
+        .provider()
+        .bvec(0, LEN)?];
     let buf = KVec::from_elem(0u8, LEN as usize, GFP_KERNEL)?;
     let ram = pieces(&buf)?;
     let (own, ram) = (Part::Provider(&own), Part::Ram(&ram));
@@ -119,6 +123,7 @@ fn run(dev: &pci::Device<Core<'_>>) -> Result {
         check!(command(&driver, &[own, ram])? == expected);
         check!(command(&driver, &[ram, own])? == expected);
         check!(command(&driver, &[ram, own, ram])? == expected);
+        check!(command(&driver, &[Part::Provider(&gone)])? == Status::IOERR);
         // What is refused does not reach the controller.
         let sent = fake.counts().writes;
         check!(sent == if mixes { 5 } else { 2 });
