@@ -30,9 +30,11 @@ test: $(if $(or $(if $(ONLY),,all),$(filter-out host%,$(ONLY))),kernel,packages)
 test-debug: kernel-debug ## all tests on a kernel with KASAN, UBSAN, lockdep and the like
 	@PYTHONPATH=scripts python3 -B -m harness test --debug
 
-soak: kernel ## under I/O: 50 unbinds, 50 resets, 10 time-outs, on a strict IOMMU and without
-	@UNBINDS=50 RESETS=50 TIMEOUTS=10 ONLY=qemu/recovery \
-		PYTHONPATH=scripts python3 -B -m harness test
+soak: kernel ## memory goes and drivers go under I/O, a thousand times; adds a line to tests/soaks.md
+	@PYTHONPATH=scripts python3 -B -m harness soak
+
+soak-debug: kernel-debug ## the same on the kernel that test-debug boots
+	@PYTHONPATH=scripts python3 -B -m harness soak --debug
 
 fuzz: packages-fuzz ## 10 million inputs for the pure logic, with AddressSanitizer
 	@scripts/fuzz.sh
@@ -79,5 +81,5 @@ patch-refresh: ## [PATCH=...]: takes edits in build/linux into the patch
 clean: ## removes build/; the cache with the kernel's source stays
 	rm -rf build
 
-.PHONY: help run test test-debug soak fuzz bench-quick lint module shell kernel kernel-debug linux
+.PHONY: help run test test-debug soak soak-debug fuzz bench-quick lint module shell kernel kernel-debug linux
 .PHONY: packages packages-lint packages-fuzz patch-new patch-add patch-refresh clean

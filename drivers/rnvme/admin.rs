@@ -59,6 +59,7 @@ const MAX_ABORTS: u32 = 4;
 /// The controller's admin queue.
 #[pin_data]
 pub(crate) struct Admin<'a, R: Regs> {
+    /// The rings, which commands go through as through any other queue's.
     pub(crate) queue: Arc<Queue<'a, R>>,
     requests: RequestQueue<Ops<'a, R>>,
     /// How many commands the controller refused.

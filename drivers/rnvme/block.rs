@@ -430,9 +430,13 @@ impl<'a, R: Regs + 'a> Operations for Ops<'a, R> {
 
 /// A namespace as user space sees it.
 pub(crate) struct Disk<'a, R: Regs> {
+    /// Its number, which commands name it by.
     pub(crate) nsid: u32,
+    /// The block layer's disk.
     pub(crate) disk: GenDisk<Ops<'a, R>>,
+    /// A block is two to the power of this bytes.
     pub(crate) lba_shift: u32,
+    /// Who maps memory for the controller.
     pub(crate) client: &'a Client<'a>,
     /// What a command takes that is made of parts.
     pub(crate) rules: Rules,

@@ -11,8 +11,11 @@ use kernel::{
 /// How the data of one request were mapped.
 #[derive(Clone, Copy)]
 pub(crate) struct Moved {
+    /// The length of the data.
     pub(crate) bytes: u32,
+    /// In how many pieces the device was told where they are.
     pub(crate) segments: u16,
+    /// By which way they were mapped.
     pub(crate) path: Path,
     /// Pieces that had to be remembered one by one.
     pub(crate) spilled: u16,

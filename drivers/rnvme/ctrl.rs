@@ -72,8 +72,11 @@ impl Rarely {
 /// unbinds the driver. Everybody else asks, through [`Inbox`].
 #[pin_data]
 pub(crate) struct Controller<'a, R> {
+    /// The device, for DMA and for the log.
     pub(crate) dev: &'a Device<Bound>,
+    /// Its registers, and the rest of it as the bus sees it.
     pub(crate) regs: R,
+    /// What the registers say that never changes.
     pub(crate) caps: Capabilities,
     state: Atomic<u32>,
     /// How often the controller said what cannot be.
@@ -119,6 +122,7 @@ impl<'a, R: Regs> Controller<'a, R> {
         )
     }
 
+    /// What the controller may be used for now; somebody may change it at once.
     pub(crate) fn state(&self) -> State {
         match self.state.load(Acquire) {
             x if x == State::Starting as u32 => State::Starting,
@@ -127,7 +131,7 @@ impl<'a, R: Regs> Controller<'a, R> {
         }
     }
 
-    /// Sleeps.
+    /// Changes what the controller may be used for. Who may, is said above. Sleeps.
     pub(crate) fn set_state(&self, state: State) {
         self.state.store(state as u32, Release);
         self.inbox.wake();

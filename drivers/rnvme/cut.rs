@@ -29,6 +29,7 @@ pub(crate) struct Piece {
     pub(crate) at: u64,
     /// Its length in bytes, at least one.
     pub(crate) len: u32,
+    /// What it is to the controller.
     pub(crate) kind: Kind,
 }
 

@@ -98,6 +98,7 @@ pub(crate) trait Interrupts<'a, R: Regs> {
 /// A controller with its queues and disks.
 #[pin_data]
 pub(crate) struct Nvme<'a, R: Regs> {
+    /// The registers and the state; the queues have it too.
     pub(crate) ctrl: Arc<Controller<'a, R>>,
     admin: Pin<KBox<Admin<'a, R>>>,
     queues: KVec<Arc<Queue<'a, R>>>,
@@ -576,6 +577,7 @@ impl<'a, R: Regs + 'a> Nvme<'a, R> {
 ///
 /// Dropping it removes the disks, and shuts the controller down.
 pub(crate) struct Attached<'a, R: Regs, I> {
+    /// The controller.
     pub(crate) nvme: Arc<Nvme<'a, R>>,
     recovery: Option<Recovery<'a, R>>,
     /// Open to other devices.

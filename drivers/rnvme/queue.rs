@@ -185,14 +185,17 @@ impl<'a, R: Regs> Queue<'a, R> {
         )
     }
 
+    /// The controller that the queue is of.
     pub(crate) fn ctrl(&self) -> &Arc<Controller<'a, R>> {
         &self.ctrl
     }
 
+    /// Its number; 0 is the admin queue.
     pub(crate) fn qid(&self) -> u16 {
         self.qid
     }
 
+    /// The interrupt vector of its completions.
     pub(crate) fn vector(&self) -> u32 {
         self.vector
     }
@@ -225,6 +228,11 @@ impl<'a, R: Regs> Queue<'a, R> {
         }
     }
 
+    /// The table in which its requests are entered.
+    ///
+    /// # Errors
+    ///
+    /// `ENXIO`: it was not set yet.
     pub(crate) fn in_flight(&self) -> Result<&InFlight<Ops<'a, R>>> {
         self.in_flight.as_ref().map(|x| &**x).ok_or(ENXIO)
     }
@@ -513,6 +521,7 @@ pub(crate) struct RequestLists<'q, 'a, R: Regs> {
 
 impl<'q, 'a, R: Regs> RequestLists<'q, 'a, R> {
     #[inline]
+    /// The lists of the request with this tag, none yet. `long` becomes those that it takes.
     pub(crate) fn new(queue: &'q Queue<'a, R>, tag: u16, long: &'q mut u64) -> Self {
         Self { queue, tag, long }
     }

@@ -73,6 +73,7 @@ pub(crate) struct Inbox {
 }
 
 impl Inbox {
+    /// Nothing is to be done.
     pub(crate) fn new() -> impl PinInit<Self> {
         pin_init!(Self {
             tasks <- new_mutex!(Tasks::default()),

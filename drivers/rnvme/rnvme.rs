@@ -244,9 +244,10 @@ struct Rnvme;
 
 /// What the driver keeps for a device.
 struct Bound<'a> {
+    _attached: Attached<'a, PciRegs<'a>, PciInterrupts<'a>>,
+    /// Dropped next: it may wait for a request, which nobody ends but the former.
     #[cfg(CONFIG_RNVME_INJECT)]
     _injector: inject::Injector<'a>,
-    _attached: Attached<'a, PciRegs<'a>, PciInterrupts<'a>>,
     _instance: Instance,
 }
 
@@ -300,7 +301,7 @@ impl Rnvme {
             unsafe { Attached::new(pdev.as_ref(), PciRegs { pdev, bar, vectors }, irqs, config) }?;
 
         Ok(Bound {
-            // SAFETY: As above; it is dropped first.
+            // SAFETY: As above.
             #[cfg(CONFIG_RNVME_INJECT)]
             _injector: unsafe { inject::Injector::new(instance.0, attached.nvme.clone()) }?,
             _attached: attached,

@@ -2,6 +2,7 @@
 """What the Makefile calls.
 
     python3 -m harness test [--debug]    all tests; ONLY= in the environment: some
+    python3 -m harness soak [--debug]    what is done again and again, many times
     python3 -m harness run               the demonstration
     python3 -m harness shell [MODE]      a machine to try things in
 """
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import traceback
 from concurrent.futures import ThreadPoolExecutor
+from datetime import date
 
 from . import BUILD, REPORTS, ROOT, host, kunit, scenario
 from .initramfs import initramfs
@@ -20,8 +22,44 @@ from .topology import IOMMU_MODES, Edu, Ivshmem, Machine, Ssd
 from .vm import boot_command
 
 
+# What a soak runs and how often it does what it does, unless the environment says otherwise.
+SOAK = {
+    "ONLY": "qemu/recovery qemu/removal qemu/p2p_edu/strict qemu/p2p_edu/switch",
+    "UNBINDS": "100", "RESETS": "50", "TIMEOUTS": "10", "REVOCATIONS": "1000", "REMOVALS": "100",
+    "UNPLUGS": "20", "CANARY": "60",
+}
+SOAKS = ROOT / "tests/soaks.md"
+
+
 def test(kernel_name: str) -> int:
     """Everything that ONLY asks for, two machines at a time."""
+    results = run_tests(kernel_name)
+    return results.finish()
+
+
+def soak(kernel_name: str) -> int:
+    """The same for what a soak runs; what came of it is another line of tests/soaks.md."""
+    for name, value in SOAK.items():
+        if not os.environ.get(name):
+            os.environ[name] = value
+    results = run_tests(kernel_name)
+    status = results.finish()
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", "-C", ROOT, *words], capture_output=True, text=True,
+                              check=False).stdout.strip()
+
+    commit = git("rev-parse", "--short=10", "HEAD") or "no commit"
+    if git("status", "--porcelain", "--", ".", f":!{SOAKS.relative_to(ROOT)}"):
+        commit += ", changed"
+    with open(SOAKS, "a", encoding="ascii") as file:
+        file.write(f"| {date.today()} | {commit} | {kernel_name} | {results.repeated()} | "
+                   f"{results.summary()} |\n")
+    return status
+
+
+def run_tests(kernel_name: str) -> Results:
+    """Runs everything that ONLY asks for."""
     kernel = BUILD / kernel_name
     report = "test.json" if kernel_name == "kernel" else "test-debug.json"
     results = Results(REPORTS / report, os.environ.get("ONLY", ""))
@@ -43,7 +81,7 @@ def test(kernel_name: str) -> int:
                 job.result()
             except Exception:  # a mistake in the runner must not pass for success
                 results.add(suite, "runner", "failed", 0, traceback.format_exc())
-    return results.finish()
+    return results
 
 
 def run() -> int:
@@ -82,13 +120,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="harness", description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("run")
-    tests = commands.add_parser("test")
-    tests.add_argument("--debug", action="store_true", help="on the kernel full of checks")
+    for name in "test", "soak":
+        tests = commands.add_parser(name)
+        tests.add_argument("--debug", action="store_true", help="on the kernel full of checks")
     shells = commands.add_parser("shell")
     shells.add_argument("mode", nargs="?", default="strict", choices=IOMMU_MODES)
     arguments = parser.parse_args()
-    if arguments.command == "test":
-        return test("kernel-debug" if arguments.debug else "kernel")
+    if arguments.command in ("test", "soak"):
+        execute = {"test": test, "soak": soak}[arguments.command]
+        return execute("kernel-debug" if arguments.debug else "kernel")
     if arguments.command == "run":
         return run()
     return shell(arguments.mode)

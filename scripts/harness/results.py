@@ -3,6 +3,7 @@
 
 import fnmatch
 import json
+import re
 import threading
 from pathlib import Path
 
@@ -39,13 +40,33 @@ class Results:
                 print("".join(f"        {line}\n" for line in detail.splitlines()[-30:]), end="",
                       flush=True)
 
+    def count(self) -> dict[str, int]:
+        """How many cases passed, failed and were skipped."""
+        return {result: sum(row["result"] == result for row in self._rows)
+                for result in ("passed", "failed", "skipped")}
+
+    def summary(self) -> str:
+        """What came of it, in one line, with the cases that failed."""
+        failed = [f"{row['suite']}: {row['case']}" for row in self._rows
+                  if row["result"] == "failed"]
+        said = ", ".join(f"{number} {result}" for result, number in self.count().items())
+        return f"{said}: {'; '.join(failed)}" if failed else said
+
+    def repeated(self) -> str:
+        """What was done how often, all machines together, by the names of the cases that passed."""
+        times: dict[str, int] = {}
+        for row in self._rows:
+            found = re.fullmatch(r"(.*), (\d+) times", row["case"])
+            if found and row["result"] == "passed":
+                times[found[1]] = times.get(found[1], 0) + int(found[2])
+        return ", ".join(f"{name}: {number}" for name, number in times.items())
+
     def finish(self) -> int:
         """Writes the report, prints the last line; 0 if all is well."""
         self._report.parent.mkdir(parents=True, exist_ok=True)
         rows = sorted(self._rows, key=lambda row: row["suite"])
         self._report.write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
-        count = {result: sum(row["result"] == result for row in rows)
-                 for result in ("passed", "failed", "skipped")}
+        count = self.count()
         if not rows and self._only:
             print(f"ONLY={' '.join(self._only)} names no test; there are host, doctest/kernel, "
                   "kunit/MODULE and qemu/SCENARIO/MODE, for example qemu/ext4/strict")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0
-"""Under I/O, the driver goes, the device is reset, and the device is slow.
+"""Under I/O, the driver goes, the device is pulled out, reset, and slow.
 
 No request is lost, done twice or left hanging: fio, which verifies what it
 wrote, either goes on or is told, and the driver can always be loaded again.
@@ -14,13 +14,17 @@ from harness.topology import Machine, Ssd
 MODES = ["strict", "off"]
 
 UNBINDS = int(os.environ.get("UNBINDS", "6"))
+REMOVALS = int(os.environ.get("REMOVALS", "2"))
 RESETS = int(os.environ.get("RESETS", "3"))
 TIMEOUTS = int(os.environ.get("TIMEOUTS", "2"))
-LIMIT = 200 + 4 * UNBINDS + 6 * RESETS + 20 * TIMEOUTS
+LIMIT = 200 + 4 * UNBINDS + 6 * REMOVALS + 6 * RESETS + 20 * TIMEOUTS
 
 FIO = ("fio --size={size} --direct=1 --ioengine=io_uring --allow_file_create=0 --thread "
        "--eta=never ")
 LOAD = FIO + "--iodepth=32 --rw=randrw --bsrange=4k-128k --blockalign=4k --time_based --runtime=60"
+# Only to the disk: what QEMU has begun to read it goes on with when the device is gone, into memory
+# that is somebody else's by then.
+WRITES = LOAD.replace("randrw", "randwrite")
 VERIFY = FIO + ("--iodepth=32 --rw=randwrite --bs=4k --verify=crc32c --verify_fatal=1 "
                 "--loops={loops}")
 # Few requests: the other SSD is the one that has much to do.
@@ -125,6 +129,18 @@ def run(t):
                     t.vm.sh(f"set -e; echo {ctrl.device} > {driver}/bind; " +
                             " ".join(f"test -e /dev/{name};" for name in ctrl.disks))
                 assert ctrl.find() == ctrl.disks
+
+    with t.case(f"pulled out under I/O, {REMOVALS} times"), one.unaware():
+        device = f"/sys/bus/pci/devices/{two.device}"
+        for _ in range(REMOVALS):
+            two.start(WRITES)
+            # It answers no more (setpci COMMAND=0), and then the kernel is told.
+            t.vm.sh(f"set -e; printf '\\0\\0' | dd of={device}/config bs=1 seek=4 conv=notrunc "
+                    f"2>/dev/null; echo 1 > {device}/remove; ! test -e {device}")
+            assert two.status(limit=10), "fio was not told"
+            assert two.errors() == len(two.disks)
+            t.vm.sh("echo 1 > /sys/bus/pci/rescan")
+            assert two.find() == two.disks
 
     with t.case(f"reset under I/O, {RESETS} times"), one.unaware():
         # Nobody tells the driver: it finds the controller disabled when requests time out.

@@ -8,15 +8,16 @@ nothing else any more, they come. QEMU looked up where they are to go when the
 command began, so that they arrive there whatever the kernel does meanwhile:
 giving the memory up too early would be seen by the host, which writes a canary
 into it as soon as it has gone.
+
+Or the SSD itself goes, and the memory is nobody's in no time.
 """
 
 import os
 import re
 import time
-from contextlib import contextmanager
 
 from harness.topology import Ivshmem, Machine, Ssd
-from harness.vm import CommandError
+from harness.vm import VmError
 
 INTEL = "Skylake-Client-v1"  # whose host bridge is not on the kernel's list
 MACHINES = {
@@ -29,8 +30,9 @@ MODES = list(MACHINES)
 REVOCATIONS = int(os.environ.get("REVOCATIONS", "5"))
 UNBINDS = int(os.environ.get("UNBINDS", "3"))
 REMOVALS = int(os.environ.get("REMOVALS", "3"))
+UNPLUGS = int(os.environ.get("UNPLUGS", "1"))
 CANARY = float(os.environ.get("CANARY", "2"))
-LIMIT = 150 + 2 * REVOCATIONS + 5 * UNBINDS + 20 * REMOVALS + 6 * CANARY
+LIMIT = 150 + 2 * REVOCATIONS + 5 * UNBINDS + 20 * REMOVALS + 20 * UNPLUGS + 6 * CANARY
 
 MB = 1 << 20
 SIZE = 4096
@@ -38,6 +40,34 @@ DEBUGFS = "/sys/kernel/debug"
 DEVICES = "/sys/bus/pci/devices"
 ROUTES, PROVIDERS = f"{DEBUGFS}/physdma/routes", f"{DEBUGFS}/physdma/providers"
 IO = f"{DEBUGFS}/rnvme/io"
+# Nothing is left that a device answers: `setpci COMMAND=0`.
+TURN_OFF = "printf '\\0\\0' | dd of={device}/config bs=1 seek=4 conv=notrunc 2>/dev/null"
+
+# What is asked often, without a process for each question: a machine full of checks is slow.
+SHELL = f"""
+in_flight() {{  # COUNT PROVIDER BAR CLIENT: the client has so many mappings of the memory
+    wanted=$1; shift
+    while read provider bar client hops mapped count rest; do
+        [ "$provider $bar $client $count" = "$* $wanted" ] && return
+    done < {ROUTES}
+    return 1
+}}
+is() {{  # STATE PROVIDER BAR
+    wanted=$1; shift
+    while read provider bar first last pages state rest; do
+        [ "$provider $bar $state" = "$* $wanted" ] && return
+    done < {PROVIDERS}
+    return 1
+}}
+patiently() {{  # COMMAND...: waits until it succeeds
+    tries=0
+    until "$@"; do
+        tries=$((tries + 1))
+        [ $tries -gt 500 ] && return 1
+        sleep 0.02
+    done
+}}
+"""
 
 
 def machine(mode):
@@ -56,12 +86,7 @@ class Memory:
         self.driver = f"/sys/bus/pci/drivers/{driver}"
         self.file = file  # as the host has it
         self.offset = MB + 3 * SIZE
-
-    @property
-    def phys(self):
-        """Where the data go."""
-        line = self.t.vm.sh(f"sed -n {self.bar + 1}p {DEVICES}/{self.address}/resource")
-        return int(line.split()[0], 0) + self.offset
+        self.phys = self.wait_open() + self.offset  # where the data go
 
     def content(self):
         with open(self.file, "rb") as file:
@@ -79,10 +104,13 @@ class Memory:
         time.sleep(seconds)
         assert self.content() == before, "the memory was written to after it had gone"
 
-    def wait_open(self):
-        """Waits until other devices may use it."""
-        self.t.vm.sh(f"for try in $(seq 200); do grep -q '^{self.address} *{self.bar} .* open' "
-                     f"{PROVIDERS} && exit; sleep 0.05; done; cat {PROVIDERS}; exit 1", limit=30)
+    def wait_open(self, command=":"):
+        """Waits until other devices may use it, after `command`; returns where it is."""
+        line = self.t.vm.sh(
+            f"{SHELL}{command}; patiently is open {self.address} {self.bar} && "
+            f"exec sed -n {self.bar + 1}p {DEVICES}/{self.address}/resource; cat {PROVIDERS}; "
+            "exit 1", limit=30)
+        return int(line.split()[0], 0)
 
 
 class Client:
@@ -93,81 +121,77 @@ class Client:
         self.ssd = ssd
         self.address = t.machine.address(ssd)
         self.data = os.urandom(SIZE)
-        disk = t.disk(ssd)
-        self.number = re.search(r"rnvme(\d+)n", disk).group(1)
+        self.find()
         with open(ssd.images[0], "r+b") as file:
             file.seek(MB)
             file.write(self.data)
+
+    def find(self):
+        """Waits until its disk is there."""
+        self.number = re.search(r"rnvme(\d+)n", self.t.disk(self.ssd)).group(1)
 
     def throttle(self, bps):
         """Lets the disk move so many bytes a second; 0 is as many as it can."""
         limits = {key: 0 for key in ("bps_rd", "bps_wr", "iops", "iops_rd", "iops_wr")}
         self.t.vm.qmp("block_set_io_throttle", device="nvme0n1", bps=bps, **limits)
 
-    def job(self, phys):
-        return f"{self.number} 1 read {MB // 512} mem:{phys:#x}:{SIZE}"
+    def job(self, memory, op="read"):
+        block = {"read": MB, "write": 2 * MB}[op] // 512
+        return f"{self.number} 1 {op} {block} mem:{memory.phys:#x}:{SIZE}"
 
-    def in_flight(self, memory):
-        """A shell function: how many mappings the client has of the memory."""
-        return (f"in_flight() {{ awk '$1 == \"{memory.address}\" && $2 == {memory.bar} && "
-                f"$3 == \"{self.address}\" {{ print $6 }}' {ROUTES}; }}; ")
+    def between(self, memory):
+        """The words by which the shell functions know what is mapped."""
+        return f"{memory.address} {memory.bar} {self.address}"
 
-    def begin(self, memory):
+    def begin(self, memory, op="read"):
         """Starts a transfer that does not end."""
         self.throttle(1)
         # The first one still passes, and the second waits for an hour.
         self.t.vm.sh(
-            f"rm -f /tmp/ended /tmp/gone; echo '{self.number} 1 read 0 ram:0:{SIZE}' > {IO} && "
-            f"{{ (echo '{self.job(memory.phys)}' 2>/tmp/error > {IO}; echo $? > /tmp/ended) & }}; "
-            + self.in_flight(memory) +
-            "for try in $(seq 200); do [ \"$(in_flight)\" = 1 ] && exit; sleep 0.02; done; "
-            f"cat {ROUTES}; exit 1", limit=30)
+            f"{SHELL}rm -f /tmp/ended /tmp/gone; echo '{self.number} 1 read 0 ram:0:{SIZE}' > {IO} "
+            f"&& {{ (echo '{self.job(memory, op)}' 2>/tmp/error > {IO}; echo $? > /tmp/ended) & }}; "
+            f"patiently in_flight 1 {self.between(memory)} || {{ cat {ROUTES}; exit 1; }}", limit=30)
 
     def still(self, memory, command):
         """Has `command` take the memory away, and fails unless it waits for the transfer."""
         self.t.vm.sh(
-            f"{{ ({command}; echo $? > /tmp/gone) & }}; " + self.in_flight(memory) +
-            "for try in $(seq 200); do "
-            f"grep -q '^{memory.address} *{memory.bar} .* revoked ' {PROVIDERS} && break; "
-            "sleep 0.02; done; sleep 0.1; "
-            f"if [ -e /tmp/gone ]; then echo gone too early; exit 1; fi; "
-            f"[ \"$(in_flight)\" = 1 ] || {{ cat {PROVIDERS} {ROUTES}; exit 1; }}; "
+            f"{SHELL}{{ ({command}; echo $? > /tmp/gone) & }}; "
+            f"going() {{ [ -e /tmp/gone ] || is revoked {memory.address} {memory.bar}; }}; "
+            f"patiently going || {{ cat {PROVIDERS}; exit 1; }}; sleep 0.1; "
+            "if [ -e /tmp/gone ]; then echo it did not wait; exit 1; fi; "
+            f"in_flight 1 {self.between(memory)} || {{ cat {PROVIDERS} {ROUTES}; exit 1; }}; "
             "[ ! -e /tmp/ended ]", limit=30)
 
-    def end(self):
-        """Lets the transfer end, and waits for what waited for it. How the one and the other
-        ended."""
+    def end(self, memory):
+        """Lets the transfer end, and waits for what waited for it. Then there is nothing to be read
+        into any more. How the transfer ended."""
         self.throttle(0)
-        said = self.t.vm.sh("for try in $(seq 400); do [ -s /tmp/gone ] && [ -s /tmp/ended ] && "
-                            "break; sleep 0.02; done; cat /tmp/ended /tmp/gone", limit=60)
-        ended, gone = map(int, said.split())
-        assert gone == 0, f"exit code {gone}"
-        return ended
-
-    def refused(self, phys):
-        """There is nothing to be read into any more."""
-        try:
-            self.t.vm.sh(f"echo '{self.job(phys)}' > {IO}")
-            raise AssertionError("memory that had gone was read into")
-        except CommandError as error:
-            assert "Bad address" in str(error), error
+        said = self.t.vm.sh(
+            f"{SHELL}over() {{ [ -s /tmp/gone ] && [ -s /tmp/ended ]; }}; patiently over; "
+            "read ended < /tmp/ended; read gone < /tmp/gone; echo $ended $gone; "
+            f"echo '{self.job(memory)}' 2>&1 > {IO}", limit=60, check=False)
+        ended, gone, why = said.split(maxsplit=2)
+        assert gone == "0", f"exit code {gone}"
+        assert "Bad address" in why, why
+        return int(ended)
 
 
-@contextmanager
-def gone(client, memory, command, seconds=0.2):
-    """The memory goes by `command` in the midst of a transfer; the body brings it back."""
-    phys = memory.phys
+def gone(client, memory, command, back, seconds, pull=None, plug=None):
+    """The memory goes by `command` in the midst of a transfer, and comes back by `back`; what is to
+    be done outside of the machine before either, `pull` and `plug` do. How the transfer ended."""
     client.begin(memory)
+    if pull:
+        pull()
     client.still(memory, command)
-    ended = client.end()
+    ended = client.end(memory)
     if memory.file and ended == 0:
         content = memory.content()[memory.offset:][:SIZE]
         assert content == client.data, "the data did not arrive before the memory went"
-    client.refused(phys)
     memory.unchanged(seconds)
-    yield ended
-    memory.wait_open()
-    assert memory.phys == phys
+    if plug:
+        plug()
+    assert memory.wait_open(back) + memory.offset == memory.phys
+    return ended
 
 
 def run(t):
@@ -175,18 +199,17 @@ def run(t):
     with t.case("load"):
         t.vm.load("physdma")
         t.vm.load("physdma_ivshmem")
-        t.load_driver()
+        t.vm.load("rnvme", "io_timeout=3600")
         client = Client(t, a)
         third = Memory(t, ivshmem, 2, "physdma_ivshmem", ivshmem.memory)
         buffer = Memory(t, c, 2, "rnvme")
         region = Memory(t, c, 4, "rnvme", t.vm.files / "nvme1.pmr")
 
-    def unbound(memory, seconds=0.2):
-        with gone(client, memory, f"echo {memory.address} > {memory.driver}/unbind",
-                  seconds) as ended:
-            # Its device is in order: the data arrive.
-            assert ended == 0, t.vm.sh("cat /tmp/error")
-            t.vm.sh(f"echo {memory.address} > {memory.driver}/bind")
+    def unbound(memory, seconds=0.1):
+        ended = gone(client, memory, f"echo {memory.address} > {memory.driver}/unbind",
+                     f"echo {memory.address} > {memory.driver}/bind", seconds)
+        # Its device is in order: the data arrive.
+        assert ended == 0, t.vm.sh("cat /tmp/error")
 
     with t.case(f"unbind of ivshmem, {REVOCATIONS} times"):
         for _ in range(REVOCATIONS):
@@ -195,13 +218,12 @@ def run(t):
         for number in range(UNBINDS):
             unbound((buffer, region)[number % 2])
 
-    def surprised(memory, seconds=0.2):
+    def surprised(memory, seconds=0.1):
         """It answers no more, and then the kernel is told."""
         device = f"{DEVICES}/{memory.address}"
-        with gone(client, memory,
-                  f"printf '\\0\\0' | dd of={device}/config bs=1 seek=4 conv=notrunc 2>/dev/null; "
-                  f"sleep 0.1; echo 1 > {device}/remove", seconds):
-            t.vm.sh(f"[ ! -e {device} ]; echo 1 > /sys/bus/pci/rescan")
+        gone(client, memory,
+             f"{TURN_OFF.format(device=device)}; sleep 0.1; echo 1 > {device}/remove",
+             f"[ -e {device} ] || echo 1 > /sys/bus/pci/rescan", seconds)
 
     with t.case(f"surprise removal of ivshmem, {REMOVALS} times"):
         for _ in range(REMOVALS):
@@ -209,6 +231,45 @@ def run(t):
     with t.case(f"surprise removal of an SSD with memory, {REMOVALS} times"):
         for number in range(REMOVALS):
             surprised((buffer, region)[number % 2])
+
+    with t.case(f"surprise removal of the SSD that does it, {REMOVALS} times"):
+        device = f"{DEVICES}/{client.address}"
+        for number in range(REMOVALS):
+            memory = (third, buffer)[number % 2]
+            # It reads the memory: QEMU has looked up where, and does not forget it.
+            client.begin(memory, "write")
+            # The machine waits for no time-out: that would be an hour.
+            t.vm.sh(f"{SHELL}{TURN_OFF.format(device=device)}; echo 1 > {device}/remove; "
+                    "ended() { [ -s /tmp/ended ]; }; patiently ended && read ended < /tmp/ended && "
+                    f"[ $ended != 0 ] && ! in_flight 1 {client.between(memory)}", limit=30)
+            client.throttle(0)
+            t.vm.sh("echo 1 > /sys/bus/pci/rescan")
+            client.find()
+
+    backends = []
+
+    def plug():
+        """Puts it back, when QEMU has let it go: the same file, as another object of QEMU's, which
+        does not take one twice."""
+        backends.append(f"ivshmem2-mem{len(backends)}")
+        t.vm.qmp("object-add", **{
+            "qom-type": "memory-backend-file", "id": backends[-1], "share": True,
+            "mem-path": str(ivshmem.memory), "size": ivshmem.size_mb * MB})
+        for _ in range(100):
+            try:
+                t.vm.qmp("device_add", driver="ivshmem-plain", id="ivshmem2", bus="port2",
+                         memdev=backends[-1])
+                return
+            except VmError as error:
+                assert "Duplicate" in str(error), error
+                time.sleep(0.1)
+        raise AssertionError("QEMU keeps it")
+
+    with t.case(f"ivshmem unplugged in good order, {UNPLUGS} times"):
+        for _ in range(UNPLUGS):
+            # The slot's lamp blinks for five seconds first.
+            gone(client, third, f"while [ -e {DEVICES}/{third.address} ]; do sleep 0.1; done", ":",
+                 0.1, lambda: t.vm.qmp("device_del", id="ivshmem2"), plug)
 
     with t.case(f"{CANARY:g} s after the memory went"):
         for how in unbound, surprised:
