@@ -146,7 +146,7 @@ impl<'a, R: Regs> Queue<'a, R> {
         let (short, long) = match most {
             // The admin queue's commands have no list.
             0 => (1, 0),
-            0..=SHORT => (tags as usize, 0),
+            1..=SHORT => (tags as usize, 0),
             _ => (tags as usize, LONG_LISTS),
         };
         let free_lists = match long {

@@ -34,7 +34,6 @@ use kernel::{
     },
     dma::DmaMask,
     faux,
-    fmt,
     physdma::{
         Part,
         PhysBvec,
