@@ -2,7 +2,7 @@
 /*
  * DMA from physical addresses, without struct page: what C calls.
  *
- * The functions are written in Rust, in rust/kernel/physdma/c.rs. Nothing has
+ * The functions are written in Rust, in rust/kernel/physdma/c_api.rs. Nothing has
  * to be initialised for them: a driver that is built in may call them too.
  *
  * A driver that lends memory of its device to others calls physdma_register()
