@@ -45,7 +45,7 @@ soak-debug: kernel-debug ## the same on the kernel that test-debug boots
 fuzz: packages-fuzz ## 10 million inputs for the pure logic, with AddressSanitizer
 	@scripts/fuzz.sh
 
-bench-quick: kernel ## instructions of a map and unmap, beside those of the C stack
+bench-quick: kernel ## instructions of map, unmap and look-up, beside those of the C stack
 	@PYTHONPATH=scripts python3 -B bench/run.py
 
 lint: packages-lint kernel ## rustfmt, clippy, checkpatch, shellcheck

@@ -4,6 +4,12 @@
  * through what the C driver nvme calls. Both get the same request object, on
  * the same device, in turn.
  *
+ * If there is an ivshmem with pages (physdma_pages), the requests are for its
+ * memory; if there is one without (physdma_ivshmem), the layer maps the same
+ * pieces of that, too. The client is QEMU's pci-testdev, and then the ivshmem
+ * itself. Otherwise they are for RAM. With lookups=1 it is measured what the
+ * look-up of an address costs.
+ *
  * Run where time is instructions (QEMU's -icount shift=0), the numbers are
  * instructions per call, and repeat.
  */
@@ -14,14 +20,19 @@
 #include <linux/dma-mapping.h>
 #include <linux/mempool.h>
 #include <linux/module.h>
+#include <linux/moduleparam.h>
 #include <linux/pci.h>
-#include <linux/sort.h>
+#include <linux/pci-p2pdma.h>
 
 #include "bench.h"
 
 #define MAX_PAGES	256
 #define ROUNDS		400
-#define REPEATS		5
+#define P2P_BYTES	SZ_512K
+
+static bool lookups;
+module_param(lookups, bool, 0444);
+MODULE_PARM_DESC(lookups, "Measure look-ups of addresses, among many ranges");
 
 struct piece {
 	dma_addr_t addr;
@@ -38,12 +49,16 @@ struct bench {
 	struct page *scattered[MAX_PAGES];
 
 	void *layer;
+	/* The request's pieces, where there are no pages. */
+	struct physdma_bvec list[MAX_PAGES];
+	unsigned int nr;
 
 	/* What nvme keeps in its struct nvme_iod. */
 	struct dma_iova_state state;
 	mempool_t *pool;
 	struct piece *pieces;
 	unsigned int nr_pieces;
+	enum pci_p2pdma_map_type map;
 	dma_addr_t single;
 	size_t total;
 };
@@ -66,9 +81,16 @@ static void layer_unmap(struct bench *b, struct request *rq)
 	bench_layer_unmap(b->layer);
 }
 
+static size_t layer_map_list(struct bench *b, struct request *rq,
+			     unsigned int *segs)
+{
+	return bench_layer_map_list(b->layer, b->list, b->nr, segs);
+}
+
 static bool nvme_save(struct bench *b, struct blk_dma_iter *iter)
 {
-	if (dma_use_iova(&b->state) || !dma_need_unmap(b->dev))
+	if (dma_use_iova(&b->state) || !dma_need_unmap(b->dev) ||
+	    b->map == PCI_P2PDMA_MAP_BUS_ADDR)
 		return true;
 	if (!b->nr_pieces) {
 		b->pieces = mempool_alloc(b->pool, GFP_ATOMIC);
@@ -87,6 +109,7 @@ static size_t nvme_map(struct bench *b, struct request *rq, unsigned int *segs)
 
 	b->total = 0;
 	b->nr_pieces = 0;
+	b->map = PCI_P2PDMA_MAP_NONE;
 	*segs = 0;
 
 	if (blk_rq_nr_phys_segments(rq) == 1) {
@@ -105,6 +128,7 @@ static size_t nvme_map(struct bench *b, struct request *rq, unsigned int *segs)
 	b->single = DMA_MAPPING_ERROR;
 	if (!blk_rq_dma_map_iter_start(rq, b->dev, &b->state, &iter))
 		return 0;
+	b->map = iter.p2pdma.map;
 	do {
 		if (!nvme_save(b, &iter))
 			return 0;
@@ -117,18 +141,19 @@ static size_t nvme_map(struct bench *b, struct request *rq, unsigned int *segs)
 /* As nvme_unmap_data() and nvme_free_prps(). */
 static void nvme_unmap(struct bench *b, struct request *rq)
 {
-	unsigned int i;
+	unsigned int i, attrs = 0;
 
 	if (b->single != DMA_MAPPING_ERROR) {
 		dma_unmap_page(b->dev, b->single, b->total, rq_dma_dir(rq));
 		return;
 	}
-	if (blk_rq_dma_unmap(rq, b->dev, &b->state, b->total,
-			     PCI_P2PDMA_MAP_NONE))
+	if (b->map == PCI_P2PDMA_MAP_THRU_HOST_BRIDGE)
+		attrs |= DMA_ATTR_MMIO;
+	if (blk_rq_dma_unmap(rq, b->dev, &b->state, b->total, b->map))
 		return;
 	for (i = 0; i < b->nr_pieces; i++)
 		dma_unmap_phys(b->dev, b->pieces[i].addr, b->pieces[i].len,
-			       rq_dma_dir(rq), 0);
+			       rq_dma_dir(rq), attrs);
 	mempool_free(b->pieces, b->pool);
 }
 
@@ -144,6 +169,7 @@ static void nothing_unmap(struct bench *b, struct request *rq)
 }
 
 static const struct way layer = { "physdma", layer_map, layer_unmap };
+static const struct way layer_list = { "physdma without pages", layer_map_list, layer_unmap };
 static const struct way nvme = { "blk_rq_dma_map_iter", nvme_map, nvme_unmap };
 /* A peer that does nothing must be found out. */
 static const struct way nothing = { "nothing", nothing_map, nothing_unmap };
@@ -154,13 +180,14 @@ struct shape {
 	bool scattered;
 	unsigned int offset;	/* of the first byte in its page */
 	unsigned int bytes;
+	bool p2p;		/* also with memory of another device */
 };
 
 static const struct shape shapes[] = {
-	{ "4K", 1, false, 0, SZ_4K },
+	{ "4K", 1, false, 0, SZ_4K, true },
 	{ "16K contiguous", 4, false, 0, SZ_16K },
-	{ "128K contiguous", 32, false, 0, SZ_128K },
-	{ "128K in 32 pages", 32, true, 0, SZ_128K },
+	{ "128K contiguous", 32, false, 0, SZ_128K, true },
+	{ "128K in 32 pages", 32, true, 0, SZ_128K, true },
 	{ "1M in 256 pages", 256, true, 0, SZ_1M },
 	{ "120K in 31 pages, unaligned ends", 31, true, 0x800, 30 * SZ_4K },
 };
@@ -211,53 +238,81 @@ static void free_request(struct request *rq)
 	blk_mq_free_request(rq);
 }
 
-static int compare(const void *a, const void *b)
-{
-	u64 x = *(const u64 *)a, y = *(const u64 *)b;
+/* A way, and a request to map. */
+struct trial {
+	const struct way *way;
+	struct bench *b;
+	struct request *rq;
+	unsigned int segs;
+	size_t bytes;
+};
 
-	return x < y ? -1 : x > y;
+static __always_inline void map_unmap(void *data)
+{
+	struct trial *t = data;
+
+	t->bytes = t->way->map(t->b, t->rq, &t->segs);
+	t->way->unmap(t->b, t->rq);
 }
 
-/*
- * Nanoseconds for one map and one unmap: the median of REPEATS averages, and
- * how far they lie apart.
- */
-static int measure(struct bench *b, const struct way *way, struct request *rq,
-		   u64 *median, u64 *spread, unsigned int *segs)
+/* Whether the device was told of as many bytes as the request has. */
+static bool maps(struct trial *t)
 {
-	u64 times[REPEATS];
-	int i, j;
+	t->bytes = t->way->map(t->b, t->rq, &t->segs);
+	if (t->bytes != blk_rq_payload_bytes(t->rq))
+		return false;
+	t->way->unmap(t->b, t->rq);
+	return true;
+}
 
-	for (i = 0; i < REPEATS; i++) {
-		u64 start;
+/* Measures @ours beside @theirs, with the same request. */
+static int compare_ways(struct bench *b, struct request *rq, const char *name, const char *what,
+			const struct way *ours, const struct way *theirs)
+{
+	struct trial trials[] = { { ours, b, rq }, { theirs, b, rq } };
+	struct cost costs[2];
+	int i;
 
-		/* Warm up: page tables, the allocator's caches. */
-		for (j = 0; j < ROUNDS / 10; j++) {
-			size_t bytes = way->map(b, rq, segs);
-
-			if (bytes != blk_rq_payload_bytes(rq))
-				return -EIO;
-			way->unmap(b, rq);
+	for (i = 0; i < 2; i++) {
+		if (!maps(&trials[i])) {
+			pr_err("%s, %s: %s did not map the request\n", name, what,
+			       trials[i].way->name);
+			return -EIO;
 		}
-
-		start = ktime_get_ns();
-		for (j = 0; j < ROUNDS; j++) {
-			way->map(b, rq, segs);
-			way->unmap(b, rq);
-		}
-		times[i] = div_u64(ktime_get_ns() - start, ROUNDS);
-		cond_resched();
 	}
-	sort(times, REPEATS, sizeof(times[0]), compare, NULL);
-	*median = times[REPEATS / 2];
-	*spread = times[REPEATS - 1] - times[0];
+	/* The one who gives the device more segments has an easier time. */
+	if (trials[0].segs != trials[1].segs) {
+		pr_err("%s, %s: %u segments, but %u by %s\n", name, what, trials[0].segs,
+		       trials[1].segs, theirs->name);
+		return -EINVAL;
+	}
+	for (i = 1; i >= 0; i--)
+		costs[i] = measure(ROUNDS, map_unmap, &trials[i]);
+	pr_info("row|%s|%s|%llu|%llu|%u|%s|%llu|%llu|%u\n", name, what, costs[0].median,
+		costs[0].spread, trials[0].segs, theirs->name, costs[1].median,
+		costs[1].spread, trials[1].segs);
 	return 0;
 }
 
-static int run_shape(struct bench *b, const struct shape *s)
+/* The memory of @shape that @pages are, as pieces of what starts at @base. */
+static void make_list(struct bench *b, const struct shape *s, phys_addr_t base)
 {
-	u64 ours, ours_spread, theirs, theirs_spread;
-	unsigned int our_segs, their_segs;
+	phys_addr_t start = page_to_phys(b->chunk);
+	unsigned int i;
+
+	b->nr = s->scattered ? s->pages : 1;
+	for (i = 0; i < b->nr; i++) {
+		struct page *page = s->scattered ? b->scattered[i] : b->chunk;
+
+		b->list[i].phys = base + page_to_phys(page) - start;
+		b->list[i].len = s->scattered ? PAGE_SIZE : s->bytes;
+	}
+}
+
+/* @what of the memory is said; @base is where such memory without pages is. */
+static int run_shape(struct bench *b, const struct shape *s, const char *what, phys_addr_t base)
+{
+	struct trial idle = { &nothing, b };
 	struct request *rq;
 	int ret;
 
@@ -265,34 +320,16 @@ static int run_shape(struct bench *b, const struct shape *s)
 	if (IS_ERR(rq))
 		return PTR_ERR(rq);
 
-	ret = measure(b, &nothing, rq, &theirs, &theirs_spread, &their_segs);
-	if (ret != -EIO) {
+	idle.rq = rq;
+	if (maps(&idle)) {
 		pr_err("a peer that does nothing passes as one that works\n");
 		ret = -EINVAL;
-		goto out;
+	} else if (base) {
+		make_list(b, s, base);
+		ret = compare_ways(b, rq, s->name, what, &layer_list, &nvme);
+	} else {
+		ret = compare_ways(b, rq, s->name, what, &layer, &nvme);
 	}
-	ret = measure(b, &nvme, rq, &theirs, &theirs_spread, &their_segs);
-	if (ret) {
-		pr_err("%s: %s did not map the request\n", s->name, nvme.name);
-		goto out;
-	}
-	ret = measure(b, &layer, rq, &ours, &ours_spread, &our_segs);
-	if (ret) {
-		pr_err("%s: %s did not map the request\n", s->name,
-		       layer.name);
-		goto out;
-	}
-	/* The one who gives the device more segments has an easier time. */
-	if (our_segs != their_segs) {
-		pr_err("%s: %u segments, but %u by %s\n", s->name, our_segs,
-		       their_segs, nvme.name);
-		ret = -EINVAL;
-		goto out;
-	}
-	pr_info("row|%s|%llu|%llu|%u|%s|%llu|%llu|%u\n", s->name, ours,
-		ours_spread, our_segs, nvme.name, theirs, theirs_spread,
-		their_segs);
-out:
 	free_request(rq);
 	return ret;
 }
@@ -332,7 +369,9 @@ static int scatter(struct bench *b)
 	return ret;
 }
 
-static int run(struct bench *b)
+/* Measures with @dev as the client, and @peer as that of the C stack. */
+static int run(struct bench *b, struct device *dev, struct device *peer, const char *what,
+	       phys_addr_t base)
 {
 	struct queue_limits lim = {
 		.max_hw_sectors		= SZ_4M >> SECTOR_SHIFT,
@@ -340,20 +379,11 @@ static int run(struct bench *b)
 		.max_segment_size	= UINT_MAX,
 		.virt_boundary_mask	= SZ_4K - 1,
 		.dma_alignment		= 3,
+		.features		= BLK_FEAT_PCI_P2PDMA,
 	};
 	int ret, i;
 
-	b->chunk = alloc_pages(GFP_KERNEL, get_order(SZ_128K));
-	b->pool = mempool_create_kmalloc_pool(1, sizeof(struct piece) *
-					      (MAX_PAGES + 1));
-	if (!b->chunk || !b->pool) {
-		ret = -ENOMEM;
-		goto free_memory;
-	}
-	ret = scatter(b);
-	if (ret)
-		goto free_memory;
-
+	b->dev = peer;
 	b->set = (struct blk_mq_tag_set) {
 		.ops		= &ops,
 		.nr_hw_queues	= 1,
@@ -362,20 +392,21 @@ static int run(struct bench *b)
 	};
 	ret = blk_mq_alloc_tag_set(&b->set);
 	if (ret)
-		goto free_memory;
+		return ret;
 	b->q = blk_mq_alloc_queue(&b->set, &lim, NULL);
 	if (IS_ERR(b->q)) {
 		ret = PTR_ERR(b->q);
 		goto free_set;
 	}
-	b->layer = bench_layer_new(b->dev, MAX_PAGES + 1);
+	b->layer = bench_layer_new(dev, MAX_PAGES + 1);
 	if (!b->layer) {
 		ret = -ENOMEM;
 		goto free_queue;
 	}
 
 	for (i = 0; i < ARRAY_SIZE(shapes) && !ret; i++)
-		ret = run_shape(b, &shapes[i]);
+		if (shapes[i].p2p || !what)
+			ret = run_shape(b, &shapes[i], what ?: "RAM", base);
 
 	bench_layer_free(b->layer);
 free_queue:
@@ -383,34 +414,103 @@ free_queue:
 	blk_put_queue(b->q);
 free_set:
 	blk_mq_free_tag_set(&b->set);
-free_memory:
+	return ret;
+}
+
+static int run_ram(struct bench *b, struct device *dev)
+{
+	int ret, i;
+
+	b->chunk = alloc_pages(GFP_KERNEL, get_order(SZ_128K));
+	ret = b->chunk ? scatter(b) : -ENOMEM;
+	if (!ret)
+		ret = run(b, dev, dev, NULL, 0);
 	for (i = 0; i < MAX_PAGES; i++)
 		if (b->scattered[i])
 			__free_page(b->scattered[i]);
-	mempool_destroy(b->pool);
 	if (b->chunk)
 		__free_pages(b->chunk, get_order(SZ_128K));
 	return ret;
 }
 
+static int run_p2p(struct bench *b, struct device *dev, struct pci_dev *paged, void *memory,
+		   struct pci_dev *pageless)
+{
+	phys_addr_t base = pageless ? pci_resource_start(pageless, IVSHMEM_BAR) : 0;
+	int ret, i;
+
+	b->chunk = virt_to_page(memory);
+	for (i = 0; i < P2P_BYTES / PAGE_SIZE / 2; i++)
+		b->scattered[i] = b->chunk + 2 * i;
+
+	ret = run(b, dev, dev, "other's, with pages", 0);
+	if (!ret)
+		ret = run(b, &paged->dev, &paged->dev, "own, with pages", 0);
+	if (!ret && base)
+		ret = run(b, dev, dev, "other's, without pages", base);
+	if (!ret && base)
+		ret = run(b, &pageless->dev, &paged->dev, "own, without pages", base);
+	return ret;
+}
+
+/* The ivshmem that has pages, and one that has none. */
+static void find_memory(struct pci_dev **paged, void **memory, struct pci_dev **pageless)
+{
+	struct pci_dev *pdev = NULL;
+
+	while ((pdev = pci_get_device(PCI_VENDOR_ID_REDHAT_QUMRANET, IVSHMEM_ID, pdev))) {
+		void *found = *memory ? NULL : pci_alloc_p2pmem(pdev, P2P_BYTES);
+
+		if (found) {
+			*memory = found;
+			*paged = pci_dev_get(pdev);
+		} else if (pdev->dev.driver && !*pageless) {
+			*pageless = pci_dev_get(pdev);
+		}
+	}
+}
+
+static int run_all(struct device *dev)
+{
+	struct pci_dev *paged = NULL, *pageless = NULL;
+	void *memory = NULL;
+	struct bench *b;
+	int ret = -ENOMEM;
+
+	b = kzalloc_obj(*b);
+	if (!b)
+		return -ENOMEM;
+	b->pool = mempool_create_kmalloc_pool(1, sizeof(struct piece) *
+					      (MAX_PAGES + 1));
+	if (!b->pool)
+		goto free;
+	find_memory(&paged, &memory, &pageless);
+	if (memory)
+		ret = run_p2p(b, dev, paged, memory, pageless);
+	else
+		ret = run_ram(b, dev);
+	if (memory)
+		pci_free_p2pmem(paged, memory, P2P_BYTES);
+	pci_dev_put(pageless);
+	pci_dev_put(paged);
+	mempool_destroy(b->pool);
+free:
+	kfree(b);
+	return ret;
+}
+
 static int bench_probe(struct pci_dev *pdev, const struct pci_device_id *id)
 {
-	struct bench *b;
 	int ret;
 
 	ret = dma_set_mask_and_coherent(&pdev->dev, DMA_BIT_MASK(64));
 	if (ret)
 		return ret;
-	b = kzalloc_obj(*b);
-	if (!b)
-		return -ENOMEM;
-	b->dev = &pdev->dev;
-	ret = run(b);
+	ret = lookups ? bench_lookups(pdev) : run_all(&pdev->dev);
 	if (ret)
 		pr_err("failed: %d\n", ret);
 	else
 		pr_info("done\n");
-	kfree(b);
 	return -ENODEV;
 }
 

@@ -1,8 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The side of the benchmark that calls kernel::physdma, for `bench.c`.
+//! The side of the benchmark that calls kernel::physdma, for `bench.c` and `lookup.c`.
 
-use core::ptr::NonNull;
+use core::{
+    hint::black_box,
+    ptr::NonNull, //
+};
 use kernel::{
     bindings,
     block::mq::Request,
@@ -11,11 +14,18 @@ use kernel::{
         Device, //
     },
     dma::DataDirection,
+    io::PhysAddr,
+    pci,
     physdma::{
+        provider_of,
         Client,
         Limits,
         Mapping,
-        ReqBvecs, //
+        PhysBvec,
+        Raw,
+        Registration,
+        ReqBvecs,
+        Source, //
     },
     prelude::*, //
 };
@@ -67,17 +77,13 @@ pub unsafe extern "C" fn bench_layer_free(layer: *mut Layer) {
     drop(unsafe { KBox::from_raw(layer) });
 }
 
-/// Maps `rq` and walks its segments. Returns their bytes, 0 on failure.
+/// Maps `source` and walks its segments. Returns their bytes, 0 on failure.
 ///
 /// # Safety
 ///
-/// `layer` comes from `bench_layer_new`, and `bench_layer_unmap` is called before `rq` is freed.
-#[no_mangle]
-pub unsafe extern "C" fn bench_layer_map(
-    layer: *mut Layer,
-    rq: *mut bindings::request,
-    count: *mut c_uint,
-) -> usize {
+/// `layer` comes from `bench_layer_new`; `count` is valid for writes.
+#[inline(always)]
+unsafe fn map(layer: *mut Layer, source: impl Source, count: *mut c_uint) -> usize {
     // SAFETY: By the safety requirements; the client lives as long as the layer, in which the
     // mapping that borrows it is dropped first.
     let (mapping, client) = unsafe {
@@ -86,10 +92,7 @@ pub unsafe extern "C" fn bench_layer_map(
             &*core::ptr::from_ref::<Client<'static>>(&(*layer).client),
         )
     };
-    // SAFETY: By the safety requirements.
-    let mut source = unsafe { ReqBvecs::new(Request::from_raw(NonNull::new_unchecked(rq))) };
-
-    let Ok(mut segments) = client.map(mapping, &mut source, DataDirection::FromDevice) else {
+    let Ok(mut segments) = client.map(mapping, source, DataDirection::FromDevice) else {
         return 0;
     };
     let mut bytes = 0;
@@ -98,9 +101,49 @@ pub unsafe extern "C" fn bench_layer_map(
         bytes += segment.len as usize;
         segs += 1;
     }
-    // SAFETY: `count` is valid for writes.
+    // SAFETY: By the safety requirements.
     unsafe { *count = segs };
     bytes
+}
+
+/// Maps `rq` and walks its segments. Returns their bytes, 0 on failure.
+///
+/// # Safety
+///
+/// `layer` comes from `bench_layer_new`, and `bench_layer_unmap` is called before `rq` is freed;
+/// `count` is valid for writes.
+#[no_mangle]
+pub unsafe extern "C" fn bench_layer_map(
+    layer: *mut Layer,
+    rq: *mut bindings::request,
+    count: *mut c_uint,
+) -> usize {
+    // SAFETY: By the safety requirements.
+    unsafe {
+        let mut source = ReqBvecs::new(Request::from_raw(NonNull::new_unchecked(rq)));
+        map(layer, &mut source, count)
+    }
+}
+
+/// The same for a list of pieces of which no page is known.
+///
+/// # Safety
+///
+/// As for `bench_layer_map`; `list` has `nr` pieces, none of them empty.
+#[no_mangle]
+pub unsafe extern "C" fn bench_layer_map_list(
+    layer: *mut Layer,
+    list: *const PhysBvec,
+    nr: c_uint,
+    count: *mut c_uint,
+) -> usize {
+    // SAFETY: By the safety requirements.
+    let list = unsafe { core::slice::from_raw_parts(list, nr as usize) };
+    match Raw::new(list) {
+        // SAFETY: By the safety requirements.
+        Ok(mut source) => unsafe { map(layer, &mut source, count) },
+        Err(_) => 0,
+    }
 }
 
 /// Unmaps what `bench_layer_map` mapped.
@@ -112,4 +155,88 @@ pub unsafe extern "C" fn bench_layer_map(
 pub unsafe extern "C" fn bench_layer_unmap(layer: *mut Layer) {
     // SAFETY: By the safety requirements.
     unsafe { (*layer).mapping.unmap() };
+}
+
+/// Ranges of a device's memory that are registered.
+pub struct Ranges {
+    dev: &'static pci::Device<Bound>,
+    list: KVec<Registration<'static>>,
+}
+
+/// Room for ranges of `pdev`. Returns null on failure.
+///
+/// # Safety
+///
+/// `pdev` is bound until `bench_ranges_free` was called.
+#[no_mangle]
+pub unsafe extern "C" fn bench_ranges_new(pdev: *mut bindings::pci_dev) -> *mut Ranges {
+    let ranges = Ranges {
+        // SAFETY: By the safety requirements.
+        dev: unsafe { &*pdev.cast() },
+        list: KVec::new(),
+    };
+    KBox::new(ranges, GFP_KERNEL).map_or(core::ptr::null_mut(), KBox::into_raw)
+}
+
+/// Registers one more range. Returns 0 or an errno.
+///
+/// # Safety
+///
+/// `ranges` comes from `bench_ranges_new`.
+#[no_mangle]
+pub unsafe extern "C" fn bench_ranges_add(
+    ranges: *mut Ranges,
+    bar: c_int,
+    start: u64,
+    len: u64,
+) -> c_int {
+    // SAFETY: By the safety requirements.
+    let ranges = unsafe { &mut *ranges };
+    let mut add = || -> Result {
+        let range = Registration::new(ranges.dev, u32::try_from(bar)?, start, len)?;
+        Ok(ranges.list.push(range, GFP_KERNEL)?)
+    };
+    add().map_or_else(Error::to_errno, |()| 0)
+}
+
+/// Takes all ranges back.
+///
+/// # Safety
+///
+/// `ranges` comes from `bench_ranges_new` and is not used any more.
+#[no_mangle]
+pub unsafe extern "C" fn bench_ranges_free(ranges: *mut Ranges) {
+    // SAFETY: By the safety requirements.
+    let mut ranges = unsafe { KBox::from_raw(ranges) };
+    // The device finds what came last first.
+    while ranges.list.pop().is_some() {}
+}
+
+/// Calls `f` with the first byte of one of `nr` places, `times` times, in no order. Returns how
+/// often that was true.
+#[inline(always)]
+fn walk(base: PhysAddr, stride: u32, nr: u32, times: u32, f: impl Fn(PhysBvec) -> bool) -> u32 {
+    let mut found = 0;
+    for i in 0..times {
+        let number = i.wrapping_mul(0x9e37_79b1) & (nr - 1);
+        let at = base + PhysAddr::from(number) * PhysAddr::from(stride);
+        if let Some(piece) = PhysBvec::new(black_box(at), 1) {
+            found += u32::from(f(piece));
+        }
+    }
+    found
+}
+
+/// Looks addresses up: the layer's answer to "whose memory is it?". `nr` is a power of two.
+#[no_mangle]
+pub extern "C" fn bench_look_up(base: PhysAddr, stride: u32, nr: u32, times: u32) -> u32 {
+    walk(base, stride, nr, times, |piece| {
+        !matches!(provider_of(piece), Ok(None))
+    })
+}
+
+/// The same loop without the look-up: whether it is one certain place.
+#[no_mangle]
+pub extern "C" fn bench_look_at(base: PhysAddr, stride: u32, nr: u32, times: u32) -> u32 {
+    walk(base, stride, nr, times, |piece| piece.phys() == base)
 }

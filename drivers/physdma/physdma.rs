@@ -135,9 +135,18 @@ fn show_route(
 }
 
 fn show_errors(f: &mut fmt::Formatter<'_>) -> fmt::Result {
-    physdma::failures().try_for_each(|(errno, times)| match errno {
-        Some(errno) => f.write_fmt(fmt!("{errno:?} {times}\n")),
-        None => f.write_fmt(fmt!("other {times}\n")),
+    // The kernel may be built without names of its own.
+    let names = [
+        (EINVAL, "EINVAL"),
+        (EFAULT, "EFAULT"),
+        (ENODEV, "ENODEV"),
+        (EPERM, "EPERM"),
+        (ENOMEM, "ENOMEM"),
+    ];
+    physdma::failures().try_for_each(|(errno, times)| {
+        let name = names.iter().find(|(known, _)| Some(*known) == errno);
+        let name = name.map_or("other", |(_, name)| name);
+        f.write_fmt(fmt!("{name} {times}\n"))
     })
 }
 

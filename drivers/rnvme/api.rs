@@ -323,8 +323,8 @@ impl<'a, R: Regs + 'a> Disk<'a, R> {
             .map_err(|e| {
                 if let Some(count) = self.uncut.count() {
                     pr_err!(
-                        "{}: memory cannot be cut into commands: {:?} ({} so far)\n",
-                        self.disk.name(),
+                        "namespace {}: memory cannot be cut into commands: {:?} ({} so far)\n",
+                        self.nsid,
                         e,
                         count
                     );

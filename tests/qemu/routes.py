@@ -1,33 +1,46 @@
 # SPDX-License-Identifier: GPL-2.0
-"""How clients reach a provider in machines of several shapes, beyond what the
-kernel says of the two: whether the client can address the memory, and whether
-all its DMA is bounced.
+"""How clients reach a provider in machines of several shapes, said three times:
+by the kernel of each two devices; by the layer, which also looks whether the
+client can address the memory, and whether all its DMA is bounced; and by
+debugfs, which an operator reads before anybody tries.
 
-The modes are the machines; the KUnit module logs the routes.
+The modes are the machines; the KUnit modules log verdicts and routes.
 """
 
 import re
 
-from harness.topology import Edu, Ivshmem, Machine
+from harness.topology import Edu, Ivshmem, Machine, Ssd
+from harness.vm import CommandError
 
-BUS = r"reaches .*: Bus \{ offset: 0 \}, 4 hops"
-BRIDGE = r"reaches .*: HostBridge, \d hops"
+INTEL = "Skylake-Client-v1"  # whose host bridge is not on the kernel's list
+NOT_LISTED = "host bridge 8086:29c0 is not on the kernel's list"
+APART = f"{NOT_LISTED}: put both devices below one PCIe switch"
+PORT = "0000:00:01.0"
+REDIRECT = f"ACS redirect at {PORT}"
+REDIRECTED = f"{REDIRECT}, and {NOT_LISTED}: boot with pci=disable_acs_redir={PORT}"
+
+BUS, BRIDGE = "bus address, offset 0x0", "host bridge"
 # The device addresses 28 bits, and the memory is just below 4 GiB.
-MASK = r"does not reach .*: it cannot address 0xf[0-9a-f]{7}: its DMA mask is 0xfffffff"
-BOUNCE = (r"does not reach .*: all its DMA is bounced through RAM: "
-          r"boot without swiotlb=force, or with an IOMMU")
-TOPOLOGY = (r"does not reach .*: host bridge 8086:29c0 is not on the kernel's list: "
-            r"put both devices below one PCIe switch")
+MASK = r"it cannot address 0xf[0-9a-f]{7}: its DMA mask is 0xfffffff"
+BOUNCE = ("all its DMA is bounced through RAM: boot without swiotlb=force, or with an IOMMU")
 
-# The machine; what a client gets that addresses 32 bits, and one that does 28.
+# The machine; what the kernel says of its devices; and how a client reaches
+# memory that addresses 32 bits, and one that does 28.
 MACHINES = {
-    "switch": (dict(switch=True, iommu="off"), BUS, MASK),
-    "switch-bounced": (dict(switch=True, iommu="swiotlb"), BUS, MASK),
-    "ports": (dict(iommu="off"), BRIDGE, MASK),
-    "ports-passthrough": (dict(iommu="passthrough"), BRIDGE, MASK),
-    "ports-strict": (dict(iommu="strict"), BRIDGE, BRIDGE),
-    "ports-bounced": (dict(iommu="swiotlb"), BOUNCE, BOUNCE),
-    "ports-intel": (dict(iommu="off", cpu="Skylake-Client-v1"), TOPOLOGY, TOPOLOGY),
+    "switch": (dict(switch=True, iommu="off", cpu=INTEL), "BusAddress, distance 4", BUS, MASK),
+    "switch-bounced": (dict(switch=True, iommu="swiotlb"), "BusAddress, distance 4", BUS, MASK),
+    "ports": (dict(iommu="off"), "HostBridge, distance 4", BRIDGE, MASK),
+    "ports-passthrough": (dict(iommu="passthrough"), "HostBridge, distance 4", BRIDGE, MASK),
+    "ports-strict": (dict(iommu="strict"), "HostBridge, distance 4", BRIDGE, BRIDGE),
+    "ports-bounced": (dict(iommu="swiotlb"), "HostBridge, distance 4", BOUNCE, BOUNCE),
+    "ports-intel": (dict(iommu="off", cpu=INTEL), APART, APART, APART),
+    # Two functions of what is plugged into one port, which redirects if there is an IOMMU.
+    "redirect": (dict(iommu="strict"), f"HostBridge, distance 2, {REDIRECT}", BRIDGE, BRIDGE),
+    "redirect-intel": (dict(iommu="strict", cpu=INTEL), REDIRECTED, REDIRECTED, REDIRECTED),
+    # What the line before recommends helps.
+    "redirect-disabled": (dict(iommu="strict", cpu=INTEL,
+                               append=[f"pci=disable_acs_redir={PORT}"]),
+                          "BusAddress, distance 2", BUS, MASK),
 }
 MODES = list(MACHINES)
 
@@ -35,23 +48,142 @@ MODES = list(MACHINES)
 def machine(mode):
     # RAM has to fit 28 bits too, where nothing translates.
     made = Machine(memory="256M", **MACHINES[mode][0])
-    made.devices = [Ivshmem(), Ivshmem(), Edu(port=True)]
+    if mode.startswith("redirect"):
+        made.devices = [Ivshmem(options={"multifunction": "on"}),
+                        Edu(port=False, options={"bus": "port0", "addr": "0.1"})]
+    else:
+        made.devices = [Ivshmem(), Ivshmem(size_mb=4), Edu(port=True), Ssd(cmb_mb=4)]
     return made
 
 
+def is_refused(way):
+    return way not in (BUS, BRIDGE)
+
+
+def logged(t, module, suite, pattern):
+    """What the suite of a KUnit module logs."""
+    at = len(t.vm.log())
+    t.vm.load(module)
+    t.vm.sh(f"echo 1 > /sys/kernel/debug/kunit/{suite}/run")
+    t.vm.unload(module)
+    return re.findall(pattern, t.vm.log()[at:])
+
+
 def run(t):
+    _, verdict, wide, narrow = MACHINES[t.mode]
+    memory = [device for device in t.machine.devices if isinstance(device, Ivshmem)]
+    providers = [t.machine.address(device) for device in memory]
+    edu = next(device for device in t.machine.devices if isinstance(device, Edu))
+    edu = t.machine.address(edu) if edu.port else providers[0][:-1] + "1"
+    ssds = [t.machine.address(device) for device in t.machine.devices if isinstance(device, Ssd)]
+
+    with t.case("verdicts"):
+        said = logged(t, "pci_p2pdma_kunit", "pci_p2pdma_pairs",
+                      r"verdict: (\S+) (reaches|does not reach) (\S+): (.*\S)")
+        known = {*providers, edu, *ssds}
+        for client, how, provider, what in said:
+            expected = ("reaches", "BusAddress, distance 0") if client == provider else \
+                ("reaches" if "distance" in verdict else "does not reach", verdict)
+            assert (how, what) == expected, f"{client} {how} {provider}: {what}"
+        assert {(line[0], line[2]) for line in said} == {(a, b) for a in known for b in known}, said
+
     with t.case("routes"):
-        t.vm.load("physdma_kunit")
-        t.vm.sh("mount -t debugfs none /sys/kernel/debug 2>/dev/null; "
-                "echo 1 > /sys/kernel/debug/kunit/physdma_reach/run")
-        t.vm.unload("physdma_kunit")
-        lines = re.findall(r"route: (\S+) ((?:reaches|does not reach) (\S+): .*\S)", t.vm.log())
-        # Two providers; each is a client too.
-        providers = {provider for _, _, provider in lines}
-        assert len(lines) == 6 and len(providers) == 2, lines
-        _, wide, narrow = MACHINES[t.mode]
-        for client, what, provider in lines:
-            expected = wide if client in providers else narrow
+        said = logged(t, "physdma_kunit", "physdma_reach",
+                      r"route: (\S+) (reaches|does not reach) (\S+): (.*\S)")
+        names = {BUS: r"Bus \{ offset: 0 \}, \d hops", BRIDGE: r"HostBridge, \d hops"}
+        for client, how, provider, what in said:
+            way = narrow if client == edu else wide
+            expected = names.get(way, way)
             if client == provider:
-                expected = r"reaches .*: Internal \{ bar: 2, offset: 0 \}, 0 hops"
-            assert re.fullmatch(expected, what), f"{client} {what}"
+                way, expected = BUS, r"Internal \{ bar: 2, offset: 0 \}, 0 hops"
+            assert how == ("does not reach" if is_refused(way) else "reaches") and \
+                re.fullmatch(expected, what), f"{client} {how} {provider}: {what}"
+        assert len(said) == len(providers) * (len(providers) + 1), said
+
+    operator(t, providers, edu, ssds, wide, narrow)
+
+
+def show(t, file):
+    return t.vm.sh(f"cat /sys/kernel/debug/physdma/{file}").splitlines()
+
+
+def rows(t):
+    """The matrix: (provider, BAR, client) -> hops, mapped, in flight, refused; route."""
+    table = {}
+    for line in show(t, "routes")[1:]:
+        provider, bar, client, hops, mapped, in_flight, refused, way = line.split(None, 7)
+        table[provider, int(bar), client] = \
+            hops, [int(mapped), int(in_flight), int(refused)], way
+    return table
+
+
+def failures(t):
+    return {name: int(times) for name, times in (line.split() for line in show(t, "errors"))}
+
+
+def operator(t, providers, edu, ssds, wide, narrow):
+    with t.case("debugfs: nothing yet"):
+        t.vm.load("physdma")
+        assert [len(show(t, file)) for file in ("providers", "routes")] == [1, 1]
+        before = failures(t)
+        assert list(before) == ["EINVAL", "EFAULT", "ENODEV", "EPERM", "ENOMEM", "other"], before
+
+    with t.case("debugfs: providers"):
+        t.vm.load("physdma_ivshmem")
+        t.vm.load("physdma_edu")
+        if ssds:
+            t.vm.load("rnvme")
+            t.disk(next(device for device in t.machine.devices if isinstance(device, Ssd)))
+        found = {}
+        for line in show(t, "providers")[1:]:
+            device, bar, first, last, *rest = line.split()
+            found[device] = int(bar), int(first, 0), int(last, 0), rest
+        assert set(found) == {*providers, *ssds}, found
+        for device, (bar, first, last, rest) in found.items():
+            resource = t.vm.sh(f"sed -n {bar + 1}p /sys/bus/pci/devices/{device}/resource")
+            start, end, _ = (int(word, 0) for word in resource.split())
+            assert rest == ["no", "open", "0", "0"], f"{device}: {rest}"
+            if device in providers:
+                assert (bar, first, last) == (2, start, end), f"{device}: {first:#x}-{last:#x}"
+            else:
+                assert start <= first < last <= end, f"{device}: {first:#x}-{last:#x}"
+
+    with t.case("debugfs: routes before anybody tries"):
+        table = rows(t)
+        bars = {device: bar for device, (bar, *_) in found.items()}
+        assert set(table) == {(provider, bar, client) for provider, bar in bars.items()
+                              for client in (edu, *ssds)}, table
+        for (provider, bar, client), (hops, counts, way) in table.items():
+            expected = narrow if client == edu else wide
+            if provider == client:
+                assert (hops, way) == ("0", f"internal, BAR {bar}"), f"{client}: {way}"
+            elif is_refused(expected):
+                assert hops == "-" and re.fullmatch(f"refused: {expected}", way), \
+                    f"{client} to {provider}: {way}"
+            else:
+                assert int(hops) in (2, 4) and way == expected, f"{client} to {provider}: {way}"
+            assert counts == [0, 0, 0], f"{client} to {provider}: {counts}"
+
+    with t.case("debugfs: counters"):
+        before = failures(t)
+        # Somebody tries: to fetch from the first provider, and from where there is nothing.
+        for address in found[providers[0]][1], 0x1000:
+            t.vm.sh("echo 0 > /sys/bus/pci/drivers_autoprobe; rmmod physdma_edu")
+            t.vm.load("physdma_edu", f"from={address:#x}")
+            refused = address == 0x1000 or is_refused(narrow)
+            try:
+                t.vm.sh(f"echo {edu} > /sys/bus/pci/drivers/physdma_edu/bind")
+                assert not refused, f"a transfer from {address:#x} was not refused"
+            except CommandError as error:
+                assert refused, error
+            if not refused:
+                _, counts, _ = rows(t)[providers[0], 2, edu]
+                assert counts == [1, 0, 0], counts
+        added = {name: times - before[name] for name, times in failures(t).items()
+                 if times != before[name]}
+        assert added == {"EFAULT": 1, **({"EINVAL": 1} if is_refused(narrow) else {})}, added
+
+    with t.case("debugfs: all gone"):
+        t.vm.unload("physdma_edu", "physdma_ivshmem", *(["rnvme"] if ssds else []))
+        assert [len(show(t, file)) for file in ("providers", "routes")] == [1, 1]
+        t.vm.unload("physdma")

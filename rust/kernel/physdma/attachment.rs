@@ -117,7 +117,11 @@ impl Drop for Live {
     }
 }
 
-/// What there is between a provider and a client, for an operator.
+/// What there is between a provider and a client, for an operator: from
+/// [`Provider::for_each_client`] and [`Provider::cpu_traffic`].
+///
+/// [`Provider::for_each_client`]: super::Provider::for_each_client
+/// [`Provider::cpu_traffic`]: super::Provider::cpu_traffic
 pub struct Traffic<'a> {
     /// The client's device; [`None`] is the CPU, or a client that is not a device.
     pub client: Option<&'a Device>,

@@ -68,6 +68,7 @@ use crate::{
         DmaAddress, //
     },
     error::to_result,
+    io::PhysAddr,
     mempool::{
         Mempool,
         MempoolVec, //
@@ -259,15 +260,13 @@ impl<'a, B: Backend> Client<'a, B> {
     ) -> Result<Segments<'m, 'c, S, B>> {
         slot.unmap();
 
-        let bytes = source.bytes();
-        if bytes > self.max_bytes {
-            return Err(failures::count(EINVAL));
-        }
         let mut segments = Segments {
             slot,
             client: self,
             source,
             ahead: None,
+            taken: false,
+            hit: None,
             dma: 0,
             left: 0,
             count: 0,
@@ -276,12 +275,7 @@ impl<'a, B: Backend> Client<'a, B> {
             run: Run::Ram,
             range: 0,
         };
-        let mapped = if segments.source.is_uniform() || S::MISS == Miss::Ram && !registry::any() {
-            segments.map_uniform(bytes)
-        } else {
-            segments.map_any(bytes)
-        };
-        mapped.map_err(failures::count)?;
+        segments.map_all().map_err(failures::count)?;
         Ok(segments)
     }
 }
@@ -617,6 +611,10 @@ pub struct Segments<'m, 'c, S: Source, B: Backend = Dma<'c>> {
     source: S,
     /// Taken from the source, but not mapped yet.
     ahead: Option<PhysBvec>,
+    /// There is nothing more to take.
+    taken: bool,
+    /// The memory that was found last, which is kept: what lies within need not be looked up.
+    hit: Option<Hit>,
     /// Mapped, but not returned yet.
     dma: DmaAddress,
     left: usize,
@@ -641,6 +639,22 @@ const fn wide_dma(dma: DmaAddress) -> u64 {
 const fn bus_address(piece: PhysBvec, offset: u64) -> DmaAddress {
     // CAST: The route has seen that it fits the device's DMA mask.
     wide(piece.phys()).wrapping_add(offset) as DmaAddress
+}
+
+/// A provider's memory, and how the client reaches it.
+#[derive(Clone, Copy)]
+struct Hit {
+    first: PhysAddr,
+    last: PhysAddr,
+    run: Run,
+}
+
+impl Hit {
+    /// Whether all of `piece` lies within.
+    #[inline]
+    fn holds(&self, piece: PhysBvec) -> bool {
+        piece.phys() >= self.first && piece.last() <= self.last
+    }
 }
 
 /// What the pieces of one run have in common.
@@ -693,7 +707,7 @@ impl Run {
     }
 }
 
-impl<S: Source, B: Backend> Segments<'_, '_, S, B> {
+impl<'c, S: Source, B: Backend> Segments<'_, 'c, S, B> {
     /// The next segment, within the client's limits; [`None`] at the end.
     ///
     /// May be called in atomic context.
@@ -750,17 +764,40 @@ impl<S: Source, B: Backend> Segments<'_, '_, S, B> {
         self.path
     }
 
+    /// Maps all that can be mapped at once.
+    #[inline]
+    fn map_all(&mut self) -> Result {
+        let bytes = self.source.bytes();
+        if bytes > self.client.max_bytes {
+            return Err(EINVAL);
+        }
+        if self.source.is_uniform() || S::MISS == Miss::Ram && !registry::any() {
+            return self.map_uniform(bytes);
+        }
+        // The usual case.
+        if let Some(only) = self.source.only() {
+            let miss = self.source.miss();
+            let (run, len) = Self::find_run(self.client, self.slot, only, miss)?;
+            if len == only.len() {
+                self.run = run;
+                return self.map_alike(only, 0);
+            }
+        }
+        self.map_any(bytes)
+    }
+
     /// Maps memory that is all of the kind of its first piece.
     #[inline]
     fn map_uniform(&mut self, bytes: usize) -> Result {
         let only = self.source.only();
         let first = only.or_else(|| self.source.next()).ok_or(EINVAL)?;
         if self.source.is_uniform() && Self::may_be_owned(first) {
-            self.find_run(first)?;
-            if only.is_some() {
-                // It has not been taken from the source yet.
-                let _ = self.source.next();
+            let (run, len) = Self::find_run(self.client, self.slot, first, Miss::Ram)?;
+            if len != first.len() {
+                // The source says that all is alike, but a provider's range begins or ends in it.
+                return Err(self.undo(EFAULT));
             }
+            self.run = run;
         }
         // Only where it is known that it is one piece there is none behind it.
         self.map_alike(first, if only.is_some() { 0 } else { bytes })
@@ -779,16 +816,22 @@ impl<S: Source, B: Backend> Segments<'_, '_, S, B> {
     /// Maps `first`, and all that follows: memory of one kind, `bytes` bytes of it.
     #[inline]
     fn map_alike(&mut self, first: PhysBvec, bytes: usize) -> Result {
+        // At least as long where it is the only piece.
+        let alone = first.len() as usize >= bytes;
         if !self.run.kind().is_mapped() {
-            self.ahead = Some(first);
             self.path = match self.run.kind() {
                 Kind::Internal => Path::Internal,
                 _ => Path::Bus,
             };
+            self.taken = alone;
+            if alone {
+                self.address(first);
+            } else {
+                self.ahead = Some(first);
+            }
             return Ok(());
         }
-        // At least as long where it is the only piece.
-        if first.len() as usize >= bytes {
+        if alone {
             return self.map_single(first);
         }
         let boundary = self.client.merge_boundary;
@@ -866,6 +909,7 @@ impl<S: Source, B: Backend> Segments<'_, '_, S, B> {
                 Some(piece) => self.map_piece(piece).map(|()| true),
                 None => Ok(false),
             },
+            Path::Bus | Path::Internal if self.taken => Ok(false),
             Path::Bus | Path::Internal => {
                 match self.ahead.take().or_else(|| self.source.next()) {
                     Some(piece) => self.address(piece),
@@ -873,6 +917,7 @@ impl<S: Source, B: Backend> Segments<'_, '_, S, B> {
                 }
                 Ok(true)
             }
+            Path::Mixed if S::UNIFORM => Ok(false),
             Path::Mixed => self.map_next_mixed(),
         }
     }
@@ -919,20 +964,21 @@ impl<S: Source, B: Backend> Segments<'_, '_, S, B> {
         }
     }
 
-    /// Finds out of which kind all of the memory is, from its first piece, and keeps it.
-    #[cold]
-    fn find_run(&mut self, first: PhysBvec) -> Result {
+    /// Finds out what `piece` is, and keeps it. Returns how many bytes of it are of that kind, too.
+    // Not a method: what is looked at here only stays in registers elsewhere.
+    #[inline(never)]
+    fn find_run(
+        client: &'c Client<'c, B>,
+        slot: &mut Mapping<'c, B>,
+        piece: PhysBvec,
+        miss: Miss,
+    ) -> Result<(Run, u32)> {
         let guard = rcu::read_lock();
-        let found = self.identify(first, &guard)?;
-        if found.piece.len() != first.len() {
-            // The source says that all of it is alike, but a provider's range begins or ends in it.
-            return Err(EFAULT);
-        }
-        self.run = found.run;
+        let found = Self::identify(client, piece, miss, &guard)?;
         if let Some(attachment) = found.attachment {
-            self.keep(attachment, &guard)?;
+            Self::keep(client, slot, attachment, &guard)?;
         }
-        Ok(())
+        Ok((found.run, found.piece.len()))
     }
 
     /// Finds out what each piece is, keeps what is a provider's, and maps it as that demands.
@@ -950,12 +996,19 @@ impl<S: Source, B: Backend> Segments<'_, '_, S, B> {
                 Err(e) => return Err(self.undo(e)),
             };
             if let Some(attachment) = next.attachment {
-                if let Err(e) = self.keep(attachment, &guard) {
+                if let Err(e) = Self::keep(self.client, self.slot, attachment, &guard) {
                     return Err(self.undo(e));
                 }
             }
             plan.add(next.piece, next.run.kind());
+            let is_first = first.is_none();
             alike &= *first.get_or_insert(next.run) == next.run;
+            let within = |hit: Hit| self.source.lies_within(hit.first, hit.last);
+            if is_first && self.hit.is_some_and(within) {
+                // The usual case. There is no plan to make.
+                break;
+            }
+            self.skip_known(&mut plan);
         }
         let first = first.ok_or(EINVAL)?;
         self.source.rewind();
@@ -976,40 +1029,78 @@ impl<S: Source, B: Backend> Segments<'_, '_, S, B> {
         Ok(())
     }
 
+    /// Takes all pieces that follow in the memory that was found last: more of the same.
+    #[inline]
+    fn skip_known(&mut self, plan: &mut Plan) {
+        let Some(hit) = self.hit else {
+            return;
+        };
+        while let Some(piece) = self.ahead.take().or_else(|| self.source.next()) {
+            if !hit.holds(piece) {
+                self.ahead = Some(piece);
+                return;
+            }
+            plan.add(piece, hit.run.kind());
+        }
+    }
+
     /// Takes the next piece that is all of one kind.
     #[inline]
     fn classify<'g>(&mut self, guard: &'g rcu::Guard) -> Result<Option<Classified<'g>>> {
         let Some(whole) = self.ahead.take().or_else(|| self.source.next()) else {
             return Ok(None);
         };
-        let found = self.identify(whole, guard)?;
+        if let Some(hit) = self.hit {
+            if hit.holds(whole) {
+                return Ok(Some(Classified {
+                    whole,
+                    piece: whole,
+                    run: hit.run,
+                    memory: None,
+                    attachment: None,
+                }));
+            }
+        }
+        let found = Self::identify(self.client, whole, self.source.miss(), guard)?;
         self.ahead = whole.split(found.piece.len()).1;
+        if let Some((first, last)) = found.memory {
+            let run = found.run;
+            self.hit = Some(Hit { first, last, run });
+        }
         Ok(Some(found))
     }
 
     /// Finds out what the first part of `whole` is that is all of one kind.
-    #[inline]
-    fn identify<'g>(&self, whole: PhysBvec, guard: &'g rcu::Guard) -> Result<Classified<'g>> {
-        let vouched = self.source.miss() == Miss::Ram;
+    #[inline(always)]
+    fn identify<'g>(
+        client: &Client<'_, B>,
+        whole: PhysBvec,
+        miss: Miss,
+        guard: &'g rcu::Guard,
+    ) -> Result<Classified<'g>> {
+        let vouched = miss == Miss::Ram;
         let (owner, len) = match whole.kind() {
             BvecKind::Ram if vouched => (None, whole.len()),
             _ => registry::find(whole, guard),
         };
         let is_ram = vouched && matches!(whole.kind(), BvecKind::Ram | BvecKind::Unknown);
-        let (run, attachment) = match owner {
-            None if is_ram => (Run::Ram, None),
+        let (run, memory, attachment) = match owner {
+            None if is_ram => (Run::Ram, None, None),
             None => return Err(EFAULT),
             // Who has its pages was given it by its driver, which trusts what it has not given away;
             // an address says nothing of that.
             Some(owner) if owner.has_pages && !S::PAGES && !vouched => return Err(EFAULT),
             Some(owner) => {
                 // SAFETY: We borrow the client, so it does not go.
-                let attachment =
-                    unsafe { Inner::attachment(owner, self.client.member.id(), guard) }
-                        // It came when the memory was being revoked already.
-                        .ok_or(ENODEV)?;
+                let attachment = unsafe { Inner::attachment(owner, client.member.id(), guard) }
+                    // It came when the memory was being revoked already.
+                    .ok_or(ENODEV)?;
                 match attachment.route {
-                    Ok((route, _)) => (Run::new(route, &owner.range), Some(attachment)),
+                    Ok((route, _)) => (
+                        Run::new(route, &owner.range),
+                        Some((owner.range.first, owner.range.last)),
+                        Some(attachment),
+                    ),
                     Err(refused) => {
                         attachment.refuse(&owner.range);
                         return Err(refused.into());
@@ -1021,18 +1112,24 @@ impl<S: Source, B: Backend> Segments<'_, '_, S, B> {
             whole,
             piece: whole.split(len).0,
             run,
+            memory,
             attachment,
         })
     }
 
     /// Keeps a provider's memory until all is unmapped.
     #[inline]
-    fn keep(&mut self, attachment: ArcBorrow<'_, Attached>, guard: &rcu::Guard) -> Result {
-        if self.slot.keeps(&attachment) {
+    fn keep(
+        client: &'c Client<'c, B>,
+        slot: &mut Mapping<'c, B>,
+        attachment: ArcBorrow<'_, Attached>,
+        guard: &rcu::Guard,
+    ) -> Result {
+        if slot.keeps(&attachment) {
             return Ok(());
         }
         let live = Live::new(&attachment, guard).ok_or(ENODEV)?;
-        self.slot.keep(live, self.client)
+        slot.keep(live, client)
     }
 
     /// Makes all that has to be mapped one range of `bytes` bytes, if there is IOVA space.
@@ -1119,7 +1216,7 @@ impl<S: Source, B: Backend> Segments<'_, '_, S, B> {
     }
 
     /// Unmaps all, so that an error leaves nothing behind and no further segment follows.
-    #[cold]
+    #[inline(always)]
     fn undo(&mut self, error: Error) -> Error {
         self.slot.unmap();
         self.left = 0;
@@ -1135,6 +1232,8 @@ struct Classified<'g> {
     whole: PhysBvec,
     piece: PhysBvec,
     run: Run,
-    /// Of whose memory it is.
+    /// The provider's memory that it was found in.
+    memory: Option<(PhysAddr, PhysAddr)>,
+    /// Of whose memory it is; [`None`] if that is kept already.
     attachment: Option<ArcBorrow<'g, Attached>>,
 }

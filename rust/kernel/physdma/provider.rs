@@ -53,6 +53,44 @@ use crate::{
 };
 
 /// Someone who keeps a weak reference for long, and wants to know when the memory goes.
+///
+/// # Examples
+///
+/// ```
+/// use kernel::{
+///     new_mutex,
+///     physdma::{Hold, Holder, Provider, Window},
+///     sync::{Arc, Mutex},
+/// };
+///
+/// /// Keeps a part of the memory mapped for the CPU.
+/// #[pin_data]
+/// struct Console {
+///     #[pin]
+///     window: Mutex<Option<Window>>,
+/// }
+///
+/// impl Holder for Console {
+///     fn name(&self) -> &CStr {
+///         c"console"
+///     }
+///
+///     fn revoke(&self) {
+///         *self.window.lock() = None;
+///     }
+/// }
+///
+/// fn open(provider: &Provider) -> Result<(Arc<Console>, Hold)> {
+///     let console = Arc::pin_init(
+///         pin_init!(Console { window <- new_mutex!(None) }),
+///         GFP_KERNEL,
+///     )?;
+///     // From here on it is told when the memory goes; after that there is no window any more.
+///     let hold = provider.hold(console.clone())?;
+///     *console.window.lock() = Some(provider.window(0, 0x1000)?);
+///     Ok((console, hold))
+/// }
+/// ```
 pub trait Holder: Send + Sync {
     /// Who it is, for messages.
     fn name(&self) -> &CStr;
@@ -214,6 +252,22 @@ impl Inner {
 ///
 /// Keeps the object, not the hardware: see the [module's documentation](self). Dropping the last one
 /// may sleep.
+///
+/// # Examples
+///
+/// ```
+/// use kernel::physdma::{PhysBvec, Provider};
+///
+/// /// The last page of the memory, as long as it is there.
+/// fn last_page(provider: &Provider) -> Result<PhysBvec> {
+///     if provider.is_revoked() {
+///         return Err(ENODEV);
+///     }
+///     let range = provider.range();
+///     let bytes = range.last() - range.first() + 1;
+///     provider.bvec(bytes.checked_sub(0x1000).ok_or(EINVAL)?.into(), 0x1000)
+/// }
+/// ```
 #[derive(Clone)]
 pub struct Provider(pub(super) Arc<Inner>);
 
@@ -353,6 +407,19 @@ impl Provider {
 
     /// Calls `f` with what there is between the memory and each client, whether it was ever used
     /// or not. May sleep.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use kernel::physdma::Provider;
+    ///
+    /// /// How many requests have the memory now.
+    /// fn in_flight(provider: &Provider) -> u64 {
+    ///     let mut sum = provider.cpu_traffic().in_flight;
+    ///     provider.for_each_client(|traffic| sum += traffic.in_flight);
+    ///     sum
+    /// }
+    /// ```
     pub fn for_each_client(&self, mut f: impl FnMut(Traffic<'_>)) {
         for id in 0..self.0.clients.load(Relaxed) {
             if let Some(attachment) = self.0.attachment_of(Some(id)) {
@@ -367,11 +434,10 @@ impl Provider {
     }
 }
 
-/// Says that a [`Holder`] wants to be told.
+/// Says that a [`Holder`] wants to be told, until it is dropped. From [`Provider::hold`].
 ///
-/// When it has been dropped the holder is not told any more; where it is just being told, dropping
-/// it waits until that is done. A holder that drops it while it is told waits for nothing. May
-/// sleep.
+/// Where the holder is just being told, dropping it waits until that is done. A holder that drops
+/// it while it is told waits for nothing. May sleep.
 pub struct Hold {
     provider: Provider,
     holder: Arc<dyn Holder>,
@@ -403,7 +469,8 @@ impl Drop for Hold {
     }
 }
 
-/// A part of a provider's memory, from [`Provider::alloc`].
+/// A part of a provider's memory, from [`Provider::alloc`], which has an example. Given back when
+/// it is dropped. Dropping it may sleep.
 pub struct Allocation {
     provider: Provider,
     pool: Arc<Pool>,

@@ -175,28 +175,35 @@ pub(super) fn find(piece: PhysBvec, guard: &rcu::Guard) -> (Option<ArcBorrow<'_,
     search(piece, guard)
 }
 
+#[inline]
 fn search(piece: PhysBvec, guard: &rcu::Guard) -> (Option<ArcBorrow<'_, Inner>>, u32) {
-    let nobody = (None, piece.len());
-    let Some(registry) = REGISTRY.as_ref() else {
-        return nobody;
-    };
-    let (Ok(first), Ok(last)) = (usize::try_from(piece.phys()), usize::try_from(piece.last()))
-    else {
+    let (Some(registry), Ok(first)) = (REGISTRY.as_ref(), usize::try_from(piece.phys())) else {
         // Nothing can be registered there.
-        return nobody;
+        return (None, piece.len());
     };
-    // Both ends are looked at: a range may begin, or end, within the piece. CAST: Each of the
-    // lengths is at most that of the piece.
-    match registry.ranges.iter(first..=last, guard).next() {
-        None => nobody,
-        Some((_, inner)) if piece.phys() < inner.range.first => {
-            (None, (inner.range.first - piece.phys()) as u32)
-        }
-        Some((_, inner)) => {
-            let end = inner.range.last.min(piece.last());
-            let len = (end - piece.phys()) as u32 + 1;
+    match registry.ranges.load(first, guard) {
+        Some(inner) => {
+            // CAST: At most the length of the piece.
+            let len = (inner.range.last.min(piece.last()) - piece.phys()) as u32 + 1;
             (Some(inner), len)
         }
+        None => (None, before_next(registry, piece, guard)),
+    }
+}
+
+/// How many bytes of `piece`, the first of which is nobody's, lie before a range.
+#[cold]
+fn before_next(registry: &Registry, piece: PhysBvec, guard: &rcu::Guard) -> u32 {
+    let (Ok(first), Ok(last)) = (usize::try_from(piece.phys()), usize::try_from(piece.last()))
+    else {
+        return piece.len();
+    };
+    match registry.ranges.iter(first..=last, guard).next() {
+        // CAST: At most the length of the piece. The range came just now if it begins there.
+        Some((_, inner)) if piece.phys() < inner.range.first => {
+            (inner.range.first - piece.phys()) as u32
+        }
+        _ => piece.len(),
     }
 }
 
@@ -248,6 +255,18 @@ fn whole_owner_of(piece: PhysBvec) -> Result<Option<Provider>> {
 /// # Errors
 ///
 /// `ENOMEM`.
+///
+/// # Examples
+///
+/// ```
+/// use kernel::physdma::providers;
+///
+/// for provider in providers()? {
+///     let range = provider.range();
+///     pr_debug!("{:#x}-{:#x}\n", range.first(), range.last());
+/// }
+/// # Ok::<(), Error>(())
+/// ```
 pub fn providers() -> Result<KVec<Provider>> {
     let mut list = KVec::new();
     if let Some(registry) = REGISTRY.as_ref() {

@@ -27,6 +27,20 @@ use crate::{
 };
 
 /// How a client reaches a run of a provider's memory.
+///
+/// # Examples
+///
+/// ```
+/// use kernel::physdma::{Client, Provider, Refused, Route};
+///
+/// /// Whether data go there without a way through the root complex.
+/// fn is_short(client: &Client<'_>, provider: &Provider) -> Result<bool, Refused> {
+///     Ok(match client.route(provider)? {
+///         Route::Bus { .. } | Route::Internal { .. } => true,
+///         Route::HostBridge => false,
+///     })
+/// }
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Route {
     /// Through the root complex: mapped like RAM, but as MMIO.
@@ -50,6 +64,26 @@ pub enum Route {
 /// Why a client cannot reach a provider.
 ///
 /// Shown, it is a line that tells a person what could be done about it.
+///
+/// # Examples
+///
+/// ```
+/// use kernel::{physdma::Refused, str::CString};
+///
+/// let refused = Refused::Mask {
+///     last: 0x1_0000_ffff,
+///     mask: 0xffff_ffff,
+/// };
+/// assert_eq!(Error::from(refused), EINVAL);
+/// assert_eq!(Error::from(Refused::Revoked), ENODEV);
+///
+/// let line = CString::try_from_fmt(fmt!("{refused}"))?;
+/// assert_eq!(
+///     line.to_bytes(),
+///     b"it cannot address 0x10000ffff: its DMA mask is 0xffffffff"
+/// );
+/// # Ok::<(), Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refused {
     /// The kernel allows no transfer between the two.
@@ -92,7 +126,24 @@ impl fmt::Display for Refused {
     }
 }
 
-/// A range of a PCI device's memory.
+/// A range of a PCI device's memory: what a [`Provider`](super::Provider) is of.
+///
+/// # Examples
+///
+/// ```
+/// use kernel::physdma::BarRange;
+///
+/// fn show(range: &BarRange) {
+///     pr_info!(
+///         "{}: BAR {} from {:#x} on: {:#x}-{:#x}\n",
+///         range.device().address(),
+///         range.bar(),
+///         range.start(),
+///         range.first(),
+///         range.last()
+///     );
+/// }
+/// ```
 ///
 /// # Invariants
 ///
@@ -184,6 +235,33 @@ impl BarRange {
 /// What is known of a client: how it reaches what.
 ///
 /// [`Reach`] asks the kernel; a test can say what it likes.
+///
+/// # Examples
+///
+/// ```
+/// use kernel::{
+///     device::Device,
+///     physdma::{BarRange, Refused, Route, Topology},
+/// };
+///
+/// /// What is on a bus whose addresses are those of the CPU, and 4 GiB more.
+/// struct Shifted;
+///
+/// impl Topology for Shifted {
+///     fn device(&self) -> Option<&Device> {
+///         None
+///     }
+///
+///     fn route(&self, memory: &BarRange) -> Result<(Route, u32), Refused> {
+///         if memory.bar() != 2 {
+///             return Err(Refused::Bounce);
+///         }
+///         Ok((Route::Bus { offset: 1 << 32 }, 2))
+///     }
+/// }
+///
+/// assert!(Shifted.device().is_none());
+/// ```
 pub trait Topology: Send + Sync {
     /// The client's device, for messages.
     fn device(&self) -> Option<&Device>;
@@ -197,6 +275,20 @@ pub trait Topology: Send + Sync {
 }
 
 /// How a real device reaches memory.
+///
+/// # Examples
+///
+/// ```
+/// use kernel::{
+///     device::{Bound, Device},
+///     physdma::{Provider, Reach, Refused, Route, Topology},
+/// };
+///
+/// /// How `dev` would reach the memory, were it a client, and over how many hops.
+/// fn ask(dev: &Device<Bound>, provider: &Provider) -> Result<(Route, u32), Refused> {
+///     Reach::new(dev).route(provider.range())
+/// }
+/// ```
 pub struct Reach {
     dev: ARef<Device>,
 }

@@ -129,6 +129,13 @@ pub trait Source: private::Sealed {
     fn only(&self) -> Option<PhysBvec> {
         None
     }
+
+    /// Whether all of the memory lies between `first` and `last`. Where that cannot be known
+    /// cheaply: no.
+    #[inline]
+    fn lies_within(&self, _first: PhysAddr, _last: PhysAddr) -> bool {
+        false
+    }
 }
 
 impl<S: Source> private::Sealed for &mut S {}
@@ -154,7 +161,8 @@ impl<S: Source> Source for &mut S {
         S::gaps(self)
     }
 
-    #[inline]
+    // What is not inlined is `S::next`, so that nobody sees where `self` is.
+    #[inline(always)]
     fn next(&mut self) -> Option<PhysBvec> {
         S::next(self)
     }
@@ -164,7 +172,7 @@ impl<S: Source> Source for &mut S {
         S::miss(self)
     }
 
-    #[inline]
+    #[inline(always)]
     fn rewind(&mut self) {
         S::rewind(self);
     }
@@ -172,6 +180,11 @@ impl<S: Source> Source for &mut S {
     #[inline]
     fn only(&self) -> Option<PhysBvec> {
         S::only(self)
+    }
+
+    #[inline]
+    fn lies_within(&self, first: PhysAddr, last: PhysAddr) -> bool {
+        S::lies_within(self, first, last)
     }
 }
 
@@ -271,6 +284,20 @@ impl Source for Raw<'_> {
 
     fn rewind(&mut self) {
         self.pieces = Merge::new(self.list.iter().copied());
+    }
+
+    #[inline]
+    fn only(&self) -> Option<PhysBvec> {
+        match self.list {
+            [only] => Some(*only),
+            _ => None,
+        }
+    }
+
+    #[inline]
+    fn lies_within(&self, first: PhysAddr, last: PhysAddr) -> bool {
+        let within = |piece: &PhysBvec| piece.phys() >= first && piece.last() <= last;
+        self.list.iter().all(within)
     }
 }
 

@@ -33,10 +33,13 @@ use core::ptr::NonNull;
 /// ```
 /// use kernel::physdma::Provider;
 ///
-/// /// The first bytes of the memory.
-/// fn magic(provider: &Provider) -> Result<[u8; 8]> {
+/// /// Signs a page of the memory, and returns what was there.
+/// fn sign(provider: &Provider, offset: u64) -> Result<[u8; 8]> {
+///     let page = provider.window(offset, 0x1000)?;
 ///     let mut magic = [0; 8];
-///     provider.window(0, 8)?.read(0, &mut magic)?;
+///     page.read(0, &mut magic)?;
+///     page.fill(0, page.len(), 0)?;
+///     page.write(0, b"physdma!")?;
 ///     Ok(magic)
 /// }
 /// ```

@@ -27,6 +27,7 @@ use kernel::{
     physdma::{
         copy_from,
         failures,
+        nearest_provider,
         provider_of,
         BarRange,
         Client,
@@ -45,11 +46,15 @@ use kernel::{
     prelude::*,
     sync::{
         atomic::Relaxed,
+        rcu,
         Arc, //
     },
     task::kthread::Thread,
     time::{
-        delay::fsleep,
+        delay::{
+            fsleep,
+            udelay, //
+        },
         Delta, //
     }, //
 };
@@ -389,14 +394,47 @@ fn meanwhile(dev: &pci::Device<Bound>) -> Result {
     Ok(())
 }
 
+/// Who found the memory without a lock may look at it to the end.
+fn readers(dev: &pci::Device<Bound>) -> Result {
+    let range = open(dev, 0, PART)?;
+    // With the last one the kernel is patched, which takes long.
+    let _other = open(dev, 2 * PART, PART)?;
+    let piece = at(&range, 0, 1)?;
+    let _weak = range.provider();
+    // SAFETY: It is dropped at the end of this function.
+    let revoking = unsafe { Revoking::begin(range) }?;
+    let mut looks = 0;
+    loop {
+        let guard = rcu::read_lock();
+        if provider_of(piece)?.is_none() {
+            break;
+        }
+        // Longer than it takes from being erased to the end, if nobody is waited for.
+        for _ in 0..20 {
+            udelay(Delta::from_millis(5));
+        }
+        check!(!revoking.has_ended());
+        drop(guard);
+        looks += 1;
+    }
+    check!(looks > 0);
+    check!(revoking.ends());
+    Ok(())
+}
+
 /// A CPU's mapping counts as one.
 fn window_in_flight(dev: &pci::Device<Bound>) -> Result {
+    let recorder = Recorder::new();
+    let client = client(&recorder, LIMITS)?;
     let range = open(dev, 0, PART)?;
     let revoking;
     let window = range.provider().window(0x100, 0x10)?;
+    check!(nearest_provider(&[&client]).is_some());
     // SAFETY: It is dropped at the end of this function.
     revoking = unsafe { Revoking::begin(range) }?;
     check!(revoking.is_waiting()?);
+    // Nobody is told to go there any more.
+    check!(nearest_provider(&[&client]).is_none());
     // It is there still.
     window.write(0, b"kept")?;
     let mut buf = [0; 4];
@@ -485,6 +523,11 @@ mod tests {
     #[test]
     fn what_others_get_meanwhile() -> Result {
         with_memory(meanwhile)
+    }
+
+    #[test]
+    fn readers_are_waited_for() -> Result {
+        with_memory(readers)
     }
 
     #[test]
