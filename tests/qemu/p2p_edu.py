@@ -10,6 +10,7 @@ import os
 import re
 import time
 
+from harness.scenario import Skip
 from harness.topology import Edu, Ivshmem, Machine
 from harness.vm import CommandError
 
@@ -171,6 +172,8 @@ def allowed(t, setup, origin):
     with t.case(f"removed under load by surprise, {REMOVALS} times"):
         removed(t, setup, phys, target)
     with t.case("unplugged under load"):
+        if t.vm.kernel.name == "kernel-debug":
+            raise Skip("lockdep finds a cycle of locks in pciehp itself, and is of no use after that")
         unplugged(t, setup, phys, target)
 
 
