@@ -206,14 +206,11 @@ impl PhysBvec {
             return (self, None);
         }
         // INVARIANT: `0 < at < self.len`, so neither part is empty, and both lie within `self`.
-        (
-            Self { len: at, ..self },
-            Some(Self {
-                phys: self.phys + at as PhysAddr,
-                len: self.len - at,
-                ..self
-            }),
-        )
+        let (mut head, mut rest) = (self, self);
+        head.len = at;
+        rest.phys += at as PhysAddr;
+        rest.len -= at;
+        (head, Some(rest))
     }
 
     /// Joins `next` to the end of this piece.

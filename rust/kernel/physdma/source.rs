@@ -9,7 +9,6 @@
 
 use super::{
     bvec::wide,
-    registry,
     BvecKind,
     Merge,
     PhysBvec, //
