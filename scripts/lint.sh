@@ -93,7 +93,7 @@ clean licences "${all[@]}" -- licences "${all[@]}"
 
 clean 'clippy kernel' "${kernel_rust[@]}" "${rust[@]}" "$OUT/rust/.kernel.o.cmd" -- \
 	clippy "$OUT/rust/.kernel.o.cmd"
-mapfile -t commands < <(grep -l 'RUST_MODFILE' "$OUT"/physdma/*/*/.*.o.cmd 2> /dev/null)
+mapfile -t commands < <(grep -l 'RUST_MODFILE' "$OUT"/physdma/{,*/}*/.*.o.cmd 2> /dev/null)
 [ ${#commands[@]} -gt 0 ] || die 'build/kernel has no module in Rust to lint' 'run: make kernel'
 for command in "${commands[@]}"; do
 	clean "clippy $(basename "$command" .o.cmd)" "${kernel_rust[@]}" "${rust[@]}" "$command" -- \
