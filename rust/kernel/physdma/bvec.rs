@@ -211,7 +211,8 @@ impl PhysBvec {
             Some(Self {
                 phys: self.phys + at as PhysAddr,
                 len: self.len - at,
-                ..self
+                #[cfg(CONFIG_PHYSDMA_BVEC_KIND)]
+                kind: self.kind,
             }),
         )
     }

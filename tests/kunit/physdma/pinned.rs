@@ -97,7 +97,7 @@ impl User {
         Ok(data)
     }
 
-    pub(crate) fn to_device(&self, offset: usize, len: usize, p2p: P2pPages) -> Result<Pinned> {
+    pub(crate) fn pin_to_read(&self, offset: usize, len: usize, p2p: P2pPages) -> Result<Pinned> {
         Pinned::to_device(
             &mut IovIterSource::from_user(self.at(offset), len)?,
             usize::MAX,
@@ -105,7 +105,7 @@ impl User {
         )
     }
 
-    pub(crate) fn from_device(&self, offset: usize, len: usize, p2p: P2pPages) -> Result<Pinned> {
+    pub(crate) fn pin_to_write(&self, offset: usize, len: usize, p2p: P2pPages) -> Result<Pinned> {
         Pinned::from_device(
             &mut IovIterDest::from_user(self.at(offset), len)?,
             usize::MAX,
@@ -161,7 +161,7 @@ fn any_part() -> Result {
         (PAGE_SIZE - 1, 2),
         (5 * PAGE_SIZE - 1, 1),
     ] {
-        let pinned = user.to_device(offset, len, P2pPages::Refuse)?;
+        let pinned = user.pin_to_read(offset, len, P2pPages::Refuse)?;
         check_eq!(pinned.len(), len);
         let mut source = bvecs(&pinned);
         check_eq!(source.bytes(), len);
@@ -194,7 +194,7 @@ fn any_part() -> Result {
 fn written() -> Result {
     let user = User::new(3, READ | WRITE)?;
     let data = pattern(2 * PAGE_SIZE)?;
-    let pinned = user.from_device(0x800, 2 * PAGE_SIZE, P2pPages::Refuse)?;
+    let pinned = user.pin_to_write(0x800, 2 * PAGE_SIZE, P2pPages::Refuse)?;
     copy_to(bvecs(&pinned), 0, &data)?;
     drop(pinned);
     check!(user.read(0x800, 2 * PAGE_SIZE)?[..] == data[..]);
@@ -206,10 +206,10 @@ fn written() -> Result {
 /// Pages are kept as long as they are pinned, and no longer.
 fn counted() -> Result {
     let user = User::new(2, READ | WRITE)?;
-    let pinned = user.from_device(0, 2 * PAGE_SIZE, P2pPages::Refuse)?;
+    let pinned = user.pin_to_write(0, 2 * PAGE_SIZE, P2pPages::Refuse)?;
     let piece = first(bvecs(&pinned))?;
     let once = references(piece);
-    let again = user.to_device(0x10, 0x20, P2pPages::Allow)?;
+    let again = user.pin_to_read(0x10, 0x20, P2pPages::Allow)?;
     check_eq!(first(bvecs(&again))?.phys(), piece.phys() + 0x10);
     let twice = references(piece);
     check!(twice > once);
@@ -217,7 +217,7 @@ fn counted() -> Result {
     check_eq!(references(piece), once);
 
     // What was pinned before an error is not any more.
-    let past = user.to_device(0, 3 * PAGE_SIZE, P2pPages::Refuse);
+    let past = user.pin_to_read(0, 3 * PAGE_SIZE, P2pPages::Refuse);
     check_eq!(past.err(), Some(EFAULT));
     check_eq!(references(piece), once);
 
@@ -232,12 +232,12 @@ fn counted() -> Result {
 fn errors() -> Result {
     let user = User::new(1, READ)?;
     let refuse = P2pPages::Refuse;
-    check!(user.to_device(0, PAGE_SIZE, refuse).is_ok());
+    check!(user.pin_to_read(0, PAGE_SIZE, refuse).is_ok());
     // What a program cannot write no device writes for it.
-    check_eq!(user.from_device(0, PAGE_SIZE, refuse).err(), Some(EFAULT));
-    check_eq!(user.to_device(PAGE_SIZE, 1, refuse).err(), Some(EFAULT));
-    check_eq!(user.to_device(0, 0, refuse).err(), Some(EINVAL));
-    check_eq!(user.from_device(0, 0, refuse).err(), Some(EINVAL));
+    check_eq!(user.pin_to_write(0, PAGE_SIZE, refuse).err(), Some(EFAULT));
+    check_eq!(user.pin_to_read(PAGE_SIZE, 1, refuse).err(), Some(EFAULT));
+    check_eq!(user.pin_to_read(0, 0, refuse).err(), Some(EINVAL));
+    check_eq!(user.pin_to_write(0, 0, refuse).err(), Some(EINVAL));
     let mut iov = IovIterSource::from_user(user.at(0), 16)?;
     let nothing = Pinned::to_device(&mut iov, 0, refuse);
     check_eq!(nothing.err(), Some(EINVAL));
@@ -296,9 +296,9 @@ fn owned() -> Result {
     for write in [false, true] {
         let (offset, len) = (0x800, 6 * PAGE_SIZE);
         let pinned = if write {
-            user.from_device(offset, len, P2pPages::Allow)?
+            user.pin_to_write(offset, len, P2pPages::Allow)?
         } else {
-            user.to_device(offset, len, P2pPages::Allow)?
+            user.pin_to_read(offset, len, P2pPages::Allow)?
         };
         let piece = first(bvecs(&pinned))?;
         let pinned_once = references(piece);
@@ -330,7 +330,7 @@ fn on_a_device() -> Result {
     let user = User::new(16, READ | WRITE)?;
     with::<Testdev>(|dev| {
         let client = Client::new(dev.as_ref(), LIMITS)?;
-        let pinned = user.from_device(0x200, 15 * PAGE_SIZE, P2pPages::Allow)?;
+        let pinned = user.pin_to_write(0x200, 15 * PAGE_SIZE, P2pPages::Allow)?;
         let mut mapping = PinnedMapping::new(pinned);
         let mut segments = mapping.map(&client)?;
         let mut bytes = 0;

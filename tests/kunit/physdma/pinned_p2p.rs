@@ -136,9 +136,9 @@ fn of_a_device() -> Result {
         user.write(0, &data)?;
         let (offset, len) = (0x100, 3 * PAGE_SIZE);
 
-        let refused = user.to_device(offset, len, P2pPages::Refuse);
+        let refused = user.pin_to_read(offset, len, P2pPages::Refuse);
         check_eq!(refused.err(), Some(EREMOTEIO));
-        let pinned = user.to_device(offset, len, P2pPages::Allow)?;
+        let pinned = user.pin_to_read(offset, len, P2pPages::Allow)?;
         let list = pieces(bvecs(&pinned))?;
         let mut source = bvecs(&pinned);
         check!(!source.is_uniform());
@@ -189,7 +189,7 @@ fn of_a_device() -> Result {
         let recorder = Recorder::new();
         follow(&recorder, |_| Ok((Route::Bus { offset: UP }, 3)))?;
         let client = Client::with_backend(&recorder, LIMITS)?;
-        let pinned = user.from_device(PAGE_SIZE, PAGE_SIZE, P2pPages::Allow)?;
+        let pinned = user.pin_to_write(PAGE_SIZE, PAGE_SIZE, P2pPages::Allow)?;
         let mut slot = Mapping::default();
         let mut segments = client.map(&mut slot, bvecs(&pinned), pinned.direction())?;
         check_eq!(segments.path(), Path::Bus);
@@ -211,7 +211,7 @@ fn kinds() -> Result {
         add_pages(dev)?;
         let user = User::new(1, READ | WRITE)?;
         replace(&user, 0, dev)?;
-        let pinned = user.to_device(0, PAGE_SIZE, P2pPages::Allow)?;
+        let pinned = user.pin_to_read(0, PAGE_SIZE, P2pPages::Allow)?;
         let piece = first(bvecs(&pinned))?;
         // SAFETY: The memory has pages.
         let page = unsafe { bindings::physdma_page_of(piece.phys()) };
