@@ -273,7 +273,8 @@ impl<'a, B: Backend> Client<'a, B> {
             run: Run::Ram,
             range: 0,
         };
-        if segments.source.is_uniform() || S::MISS == Miss::Ram && !registry::any() {
+        // Known when it is compiled, nothing else is compiled for the source.
+        if S::UNIFORM || segments.source.is_uniform() || S::MISS == Miss::Ram && !registry::any() {
             segments.map_uniform(bytes)?;
         } else {
             segments.map_any(bytes)?;
@@ -751,7 +752,7 @@ impl<S: Source, B: Backend> Segments<'_, '_, S, B> {
     fn map_uniform(&mut self, bytes: usize) -> Result {
         let only = self.source.only();
         let first = only.or_else(|| self.source.next()).ok_or(EINVAL)?;
-        if self.source.is_uniform() && Self::may_be_owned(first) {
+        if (S::UNIFORM || self.source.is_uniform()) && Self::may_be_owned(first) {
             self.find_run(first)?;
             if only.is_some() {
                 // It has not been taken from the source yet.
