@@ -771,7 +771,8 @@ impl<'c, S: Source, B: Backend> Segments<'_, 'c, S, B> {
         if bytes > self.client.max_bytes {
             return Err(EINVAL);
         }
-        if self.source.is_uniform() || S::MISS == Miss::Ram && !registry::any() {
+        // Known when it is compiled, nothing else is compiled for the source.
+        if S::UNIFORM || self.source.is_uniform() || S::MISS == Miss::Ram && !registry::any() {
             return self.map_uniform(bytes);
         }
         // The usual case.
@@ -791,7 +792,7 @@ impl<'c, S: Source, B: Backend> Segments<'_, 'c, S, B> {
     fn map_uniform(&mut self, bytes: usize) -> Result {
         let only = self.source.only();
         let first = only.or_else(|| self.source.next()).ok_or(EINVAL)?;
-        if self.source.is_uniform() && Self::may_be_owned(first) {
+        if (S::UNIFORM || self.source.is_uniform()) && Self::may_be_owned(first) {
             let (run, len) = Self::find_run(self.client, self.slot, first, Miss::Ram)?;
             if len != first.len() {
                 // The source says that all is alike, but a provider's range begins or ends in it.
