@@ -203,7 +203,7 @@ impl<'a, R: Regs + 'a> Ops<'a, R> {
         let command = Command::rw(opcode, target.nsid, lba, blocks, rq.is_fua());
 
         // SAFETY: A request that was mapped is unmapped, in `complete()` or by `give_up()`, before
-        // it is ended.
+        // it is ended; the device writes to one that reads, by `dir`.
         let mut source = unsafe { ReqBvecs::new(rq) };
         Self::map(hw, data, tag, &mut source, bytes, dir, command)
     }

@@ -469,7 +469,7 @@ fn measure<'r>(pieces: impl Iterator<Item = &'r PhysBvec>) -> Result<(usize, u64
 ///     request: &Request,
 ///     mapping: &mut Mapping<'a>,
 /// ) -> Result {
-///     // SAFETY: By the safety requirements of this function.
+///     // SAFETY: By the safety requirements of this function; it is not written.
 ///     let source = unsafe { ReqBvecs::new(request) };
 ///     let mut segments = client.map(mapping, source, DataDirection::ToDevice)?;
 ///     while let Some(segment) = segments.next()? {
