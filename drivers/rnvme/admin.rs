@@ -153,11 +153,11 @@ impl<'a, R: Regs + 'a> Admin<'a, R> {
     ///
     /// # Errors
     ///
-    /// - `ETIMEDOUT`: there was no answer. The controller is about to be reset; the caller has to give
-    ///   it up if it brings it up.
+    /// - `ETIMEDOUT`: there was no answer. The controller is about to be reset; the caller has to
+    ///   give it up if it brings it up.
     /// - `EIO`: the controller refused.
-    /// - `EAGAIN`: the command was not sent, or was taken back, as the controller is being reset, or is
-    ///   dead.
+    /// - `EAGAIN`: the command was not sent, or was taken back, as the controller is being reset,
+    ///   or is dead.
     fn execute(&self, what: &str, command: Command) -> Result<u32> {
         self.execute_within(what, command, 0)
     }
@@ -342,7 +342,8 @@ impl<'a, R: Regs + 'a> Admin<'a, R> {
             .map(|_| ())
     }
 
-    /// Asks for command `cid` of queue `qid` to be aborted, and does not wait for the answer. Sleeps.
+    /// Asks for command `cid` of queue `qid` to be aborted, and does not wait for the answer.
+    /// Sleeps.
     ///
     /// Called by one thread at a time.
     ///

@@ -201,8 +201,8 @@ impl List {
             }
         }
 
-        // SAFETY: The vector is not changed any more, nor freed before the parts: it goes where they
-        // go, and nobody else gets at them.
+        // SAFETY: The vector is not changed any more, nor freed before the parts: it goes where
+        // they go, and nobody else gets at them.
         let pieces = unsafe { slice::from_raw_parts(taken.as_ptr(), taken.len()) };
         let mut parts = KVec::with_capacity(turns.len(), GFP_KERNEL)?;
         let mut from = 0;
@@ -266,13 +266,13 @@ impl<'a, R: Regs + 'a> Disk<'a, R> {
     /// Like [`Self::transfer`], but does not wait until it is done: `ended` is told, maybe before
     /// this returns, and of all errors too. Sleeps where there are more commands than tags.
     ///
-    /// All commands are under way at the same time. The list itself is not needed any more when this
-    /// returns. Whoever takes away the disk, or memory that is not RAM, waits.
+    /// All commands are under way at the same time. The list itself is not needed any more when
+    /// this returns. Whoever takes away the disk, or memory that is not RAM, waits.
     ///
     /// # Safety
     ///
-    /// What `parts` say to be RAM is, and nobody else uses it until `ended` is told: what keeps it is
-    /// in `ended`, or lives longer than the disk, but cannot be forgotten.
+    /// What `parts` say to be RAM is, and nobody else uses it until `ended` is told: what keeps it
+    /// is in `ended`, or lives longer than the disk, but cannot be forgotten.
     pub(crate) unsafe fn start<E: Ended>(&self, way: Way, lba: u64, parts: &[Part<'_>], ended: E) {
         let transfer = UniqueArc::new(
             Transfer {
@@ -365,8 +365,8 @@ impl<'a, R: Regs + 'a> Disk<'a, R> {
         let data = rq.data_mut();
         data.command = Command::rw(opcode, self.nsid, lba, blocks, false);
         data.status = CommandStatus::INTERNAL;
-        // SAFETY: The list is in a box that the request keeps until it has ended; the rest is as the
-        // safety requirements say.
+        // SAFETY: The list is in a box that the request keeps until it has ended; the rest is as
+        // the safety requirements say.
         data.carried = Some(unsafe { Carried::new(&moving.parts, bytes) });
         rq.execute_nowait::<Moving<E>>(0, moving);
         Ok(())

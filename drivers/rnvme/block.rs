@@ -450,8 +450,8 @@ pub(crate) struct Disk<'a, R: Regs> {
 impl<'a, R: Regs + 'a> Disk<'a, R> {
     /// Makes a disk of namespace `nsid` and shows it. Sleeps: the partition table is read.
     ///
-    /// `max_transfer` is the most bytes of a request, and `write_cache` says whether what was written
-    /// must be flushed.
+    /// `max_transfer` is the most bytes of a request, and `write_cache` says whether what was
+    /// written must be flushed.
     ///
     /// # Errors
     ///

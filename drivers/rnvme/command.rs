@@ -235,8 +235,8 @@ pub(crate) struct CommandStatus(pub(crate) u16);
 impl CommandStatus {
     const DNR: u16 = 1 << 14;
 
-    /// Internal error, not to be retried: what the driver says itself where there is no answer, or none
-    /// that can be true.
+    /// Internal error, not to be retried: what the driver says itself where there is no answer, or
+    /// none that can be true.
     pub(crate) const INTERNAL: Self = Self(Self::DNR | 0x006);
 
     /// There is no answer yet: no status of a controller has this bit.

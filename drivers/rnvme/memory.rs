@@ -169,7 +169,8 @@ impl Memory {
 
     /// Enables it again, after the controller was reset. Sleeps.
     ///
-    /// It stays open meanwhile: that other devices reach it does not depend on the controller's state.
+    /// It stays open meanwhile: that other devices reach it does not depend on the controller's
+    /// state.
     pub(crate) fn restart<R: Regs>(&self, ctrl: &Controller<'_, R>) {
         if let Err(e) = self.enable_cmb(ctrl, self.cmb) {
             Self::complain(ctrl, "controller memory buffer", e);

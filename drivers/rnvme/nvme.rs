@@ -91,7 +91,8 @@ pub(crate) trait Interrupts<'a, R: Regs> {
     /// The number of vectors, at least one.
     fn vectors(&self) -> u32;
 
-    /// Has [`Queue::process`] called when the vector of `queue` interrupts, until `self` is dropped.
+    /// Has [`Queue::process`] called when the vector of `queue` interrupts, until `self` is
+    /// dropped.
     fn attach(&mut self, queue: Arc<Queue<'a, R>>) -> Result;
 }
 
@@ -113,8 +114,8 @@ pub(crate) struct Nvme<'a, R: Regs> {
 }
 
 impl<'a, R: Regs + 'a> Nvme<'a, R> {
-    /// Brings the controller up, as far as it can serve requests, and opens its memory to other devices.
-    /// Sleeps.
+    /// Brings the controller up, as far as it can serve requests, and opens its memory to other
+    /// devices. Sleeps.
     ///
     /// # Errors
     ///
@@ -345,8 +346,8 @@ impl<'a, R: Regs + 'a> Nvme<'a, R> {
         Ok(())
     }
 
-    /// What `question` returns, which is put again if the controller was reset meanwhile; not without
-    /// end: `resets` counts. Sleeps.
+    /// What `question` returns, which is put again if the controller was reset meanwhile; not
+    /// without end: `resets` counts. Sleeps.
     ///
     /// # Errors
     ///
@@ -629,13 +630,14 @@ impl<'a, R: Regs + 'a, I> Drop for Attached<'a, R, I> {
                 self.nvme.die(ENODEV);
             }
         } else if !status.takes_commands() {
-            // It was reset by somebody else, or has failed: what is in flight is sent again, or fails.
+            // It was reset by somebody else, or has failed: what is in flight is sent again, or
+            // fails.
             self.nvme.ctrl.inbox.reset();
         }
         // Recovery has to go on until nobody waits for a request.
         self.nvme.remove_disks();
-        // No request of the driver's own has the memory any more. Those of others complete while what
-        // they read is still there: a controller that is shut down may forget it.
+        // No request of the driver's own has the memory any more. Those of others complete while
+        // what they read is still there: a controller that is shut down may forget it.
         self.opened = None;
         self.recovery = None;
 

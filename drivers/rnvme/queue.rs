@@ -122,8 +122,8 @@ pub(crate) struct Queue<'a, R: Regs> {
 }
 
 impl<'a, R: Regs> Queue<'a, R> {
-    /// Allocates queue pair `qid` of `entries` entries, at least two, for requests that move at most
-    /// `max_transfer` bytes. It is not the device's yet.
+    /// Allocates queue pair `qid` of `entries` entries, at least two, for requests that move at
+    /// most `max_transfer` bytes. It is not the device's yet.
     ///
     /// May sleep.
     ///
@@ -567,7 +567,8 @@ impl<R: Regs> prp::Lists for RequestLists<'_, '_, R> {
 
     #[inline]
     fn write(&mut self, list: usize, slot: usize, entry: u64) {
-        // The tag is one of the queue's, the list was taken, and no list is longer than its entries.
+        // The tag is one of the queue's, the list was taken, and no list is longer than its
+        // entries.
         let _ = match *self.long {
             0 => self.queue.write_short(self.tag, slot, entry),
             _ => self.queue.write_long(self.nth(list), slot, entry),

@@ -10,9 +10,10 @@
 //! The handler of the time-out only asks. What it asks for is done by one thread, so that it cannot
 //! happen twice at a time.
 //!
-//! An admin command has a thread that waits for it. When it is late, that thread is told so, and the
-//! controller is reset; where it is just being brought up, who does that gives it up. The command
-//! itself stays the controller's until then: all memory that it could write to is the queue's.
+//! An admin command has a thread that waits for it. When it is late, that thread is told so, and
+//! the controller is reset; where it is just being brought up, who does that gives it up. The
+//! command itself stays the controller's until then: all memory that it could write to is the
+//! queue's.
 
 use crate::{
     block::Ops,

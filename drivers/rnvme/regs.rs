@@ -281,8 +281,8 @@ pub(crate) const fn bar_len(qid: u16, stride: usize) -> usize {
     doorbell(qid, stride, true) + size_of::<u32>()
 }
 
-/// The highest queue whose doorbells, `stride` bytes apart, are within `len` bytes of registers; there
-/// is room for one at least.
+/// The highest queue whose doorbells, `stride` bytes apart, are within `len` bytes of registers;
+/// there is room for one at least.
 pub(crate) fn max_qid(len: usize, stride: usize) -> u16 {
     let pairs = len.saturating_sub(DOORBELLS) / (2 * stride);
 
@@ -349,7 +349,8 @@ impl Capabilities {
         if hi.mpsmin() != 0 {
             return Err(Unusable::PageSize(12 + u32::from(hi.mpsmin())));
         }
-        // With the NVM command set alone, namespaces of other sets would look like those of that one.
+        // With the NVM command set alone, namespaces of other sets would look like those of that
+        // one.
         let css = if hi.css_iocs() && (hi.css_nvm() || !hi.css_admin_only()) {
             CSS_ALL
         } else if hi.css_nvm() {
@@ -364,8 +365,8 @@ impl Capabilities {
         if io.size() < bar_len(1, stride) {
             return Err(Unusable::BarSize(io.size()));
         }
-        // As in C, not less than the other time, whatever the controller says; but the longest time that
-        // it can say is 9 hours.
+        // As in C, not less than the other time, whatever the controller says; but the longest time
+        // that it can say is 9 hours.
         let ready = match hi.crwms() {
             true => u32::from(io.read(CRTO).crwmt()).min(MAX_READY),
             false => 0,

@@ -8,15 +8,16 @@
 //! block.rs: request -> kernel::physdma: segments -> prp.rs: entries -> command.rs -> queue.rs
 //! ```
 //!
-//! and its answer, from `queue.rs`, back to `block.rs`. What else there is: `regs.rs` the registers,
-//! `ctrl.rs` the controller's states, `admin.rs` the commands to the controller itself, with
-//! `identify.rs` its answers, `memory.rs` its own memory, `nvme.rs` how a controller comes and goes,
-//! and `recovery.rs` what happens when it does not answer. `api.rs` is I/O for kernel code, of which
-//! the memory is cut into commands by `cut.rs`. This file is the PCI bus.
+//! and its answer, from `queue.rs`, back to `block.rs`. What else there is: `regs.rs` the
+//! registers, `ctrl.rs` the controller's states, `admin.rs` the commands to the controller itself,
+//! with `identify.rs` its answers, `memory.rs` its own memory, `nvme.rs` how a controller comes and
+//! goes, and `recovery.rs` what happens when it does not answer. `api.rs` is I/O for kernel code,
+//! of which the memory is cut into commands by `cut.rs`. This file is the PCI bus.
 //!
-//! At a shutdown of the machine the controller is not told that its power goes, and a reset that the
-//! PCI core does, or a driver beside it, is found by late requests: Rust drivers on the PCI bus are
-//! not told of either yet. What was flushed is safe; [`Attached`] tells a controller that is unbound.
+//! At a shutdown of the machine the controller is not told that its power goes, and a reset that
+//! the PCI core does, or a driver beside it, is found by late requests: Rust drivers on the PCI bus
+//! are not told of either yet. What was flushed is safe; [`Attached`] tells a controller that is
+//! unbound.
 //!
 //! Everything but this file is generic over [`Regs`](regs::Regs), so that a KUnit suite can play a
 //! controller that lies.

@@ -35,10 +35,12 @@ mod attachment;
 mod backend;
 mod bvec;
 mod c_api;
+mod client;
 mod counter;
 mod failures;
 mod iova;
 mod map;
+mod mapping;
 #[cfg(CONFIG_MMU)]
 mod mmap;
 #[cfg(CONFIG_MMU)]
@@ -48,6 +50,7 @@ mod pool;
 mod provider;
 mod registry;
 mod route;
+mod segment;
 mod source;
 mod window;
 
@@ -74,6 +77,10 @@ pub use self::bvec::{
     Merge,
     PhysBvec, //
 };
+pub use self::client::{
+    nearest_provider,
+    Client, //
+};
 pub use self::failures::failures;
 pub use self::iova::{
     IovaSpace,
@@ -81,15 +88,8 @@ pub use self::iova::{
     State,
     Synced, //
 };
-pub use self::map::{
-    nearest_provider,
-    Client,
-    Mapping,
-    Origin,
-    Path,
-    Segment,
-    Segments, //
-};
+pub use self::map::Segments;
+pub use self::mapping::Mapping;
 #[cfg(CONFIG_MMU)]
 pub use self::pinned::{
     Pinned,
@@ -113,6 +113,11 @@ pub use self::route::{
     Refused,
     Route,
     Topology, //
+};
+pub use self::segment::{
+    Origin,
+    Path,
+    Segment, //
 };
 #[cfg(CONFIG_BLOCK)]
 pub use self::source::ReqBvecs;

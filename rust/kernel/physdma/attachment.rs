@@ -92,6 +92,11 @@ impl Attachment {
 ///
 /// Dropping it does not sleep, and may be done in hard interrupt context. As long as it is
 /// forgotten revocation waits.
+///
+/// # Examples
+///
+/// A [`Mapping`](super::Mapping) and a [`Window`](super::Window) have one each; nobody else sees
+/// it.
 pub struct Live(PercpuRefGuard<Attachment>);
 
 impl Live {
@@ -119,6 +124,19 @@ impl Drop for Live {
 
 /// What there is between a provider and a client, for an operator: from
 /// [`Provider::for_each_client`] and [`Provider::cpu_traffic`].
+///
+/// # Examples
+///
+/// ```
+/// use kernel::physdma::Traffic;
+///
+/// fn show(traffic: Traffic<'_>) {
+///     match traffic.route {
+///         Ok((route, hops)) => pr_debug!("{route:?}, {hops} hops, {} mapped\n", traffic.mapped),
+///         Err(reason) => pr_debug!("refused {} times: {reason}\n", traffic.refused),
+///     }
+/// }
+/// ```
 ///
 /// [`Provider::for_each_client`]: super::Provider::for_each_client
 /// [`Provider::cpu_traffic`]: super::Provider::cpu_traffic

@@ -30,6 +30,16 @@ use crate::{
 /// A range of IOVA space: the C `struct dma_iova_state`.
 ///
 /// What it means is known to the [`Backend`] that allocated it alone.
+///
+/// # Examples
+///
+/// ```
+/// use kernel::physdma::Iova;
+///
+/// let iova = Iova::new(0x1_0000, 0x2000);
+/// assert_eq!(iova.addr(), 0x1_0000);
+/// assert_eq!(iova.size(), 0x2000);
+/// ```
 #[derive(Clone, Copy)]
 pub struct Iova(bindings::dma_iova_state);
 
@@ -81,6 +91,18 @@ impl Memory {
 /// test can see each call and fail it.
 ///
 /// All methods may be called in atomic context.
+///
+/// # Examples
+///
+/// ```
+/// use kernel::physdma::Backend;
+///
+/// /// Whether pieces that end or begin at `addr` may be joined.
+/// fn fits(backend: impl Backend, addr: u64) -> bool {
+///     let boundary = backend.merge_boundary();
+///     boundary != 0 && addr & boundary == 0
+/// }
+/// ```
 ///
 /// [`IovaSpace`]: super::IovaSpace
 /// [`Client`]: super::Client
@@ -138,8 +160,8 @@ pub trait Backend: Copy {
     ///
     /// # Safety
     ///
-    /// - `iova` was returned by `try_alloc` of this backend, has not been destroyed, and exactly its
-    ///   first `linked` bytes are linked, with direction `dir`.
+    /// - `iova` was returned by `try_alloc` of this backend, has not been destroyed, and exactly
+    ///   its first `linked` bytes are linked, with direction `dir`.
     /// - All of them are of kind `memory`; or some are, the others are [`Memory::Mmio`], and the
     ///   device is coherent.
     unsafe fn destroy(self, iova: &mut Iova, linked: usize, dir: DataDirection, memory: Memory);

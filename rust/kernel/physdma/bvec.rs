@@ -33,6 +33,7 @@ use super::PhysAddr;
 /// assert_eq!(piece.phys(), 0x1000);
 /// assert_eq!(piece.len(), 0x200);
 /// assert_eq!(piece.last(), 0x11ff);
+/// assert_eq!(piece.end(), 0x1200);
 ///
 /// // Empty memory, and memory past the end of the address space, cannot be described.
 /// assert!(PhysBvec::new(0x1000, 0).is_none());
@@ -355,7 +356,7 @@ impl<I: Iterator<Item = PhysBvec>> Iterator for Merge<I> {
 /// # Examples
 ///
 /// ```
-/// use kernel::physdma::{Cursor, PhysBvec};
+/// use kernel::physdma::{Cursor, Limits, PhysBvec};
 ///
 /// let pieces = [
 ///     PhysBvec::new(0x1000, 0x1000).ok_or(EINVAL)?,
@@ -365,8 +366,16 @@ impl<I: Iterator<Item = PhysBvec>> Iterator for Merge<I> {
 /// assert_eq!(cursor.take(0x400), PhysBvec::new(0x1000, 0x400));
 /// // Goes on where it stopped, and never beyond the end of a piece.
 /// assert_eq!(cursor.advance(0x800), 0x800);
+/// assert_eq!(cursor.head(), PhysBvec::new(0x1c00, 0x400));
 /// assert_eq!(cursor.take(0x4000), PhysBvec::new(0x1c00, 0x400));
-/// assert_eq!(cursor.advance(0x8000), 0x1000);
+/// // No longer than a device can take.
+/// let limits = Limits {
+///     max_segment_bytes: 0x600,
+///     boundary_mask: 0xfff,
+///     max_segments: 32,
+/// };
+/// assert_eq!(cursor.take_segment(&limits), PhysBvec::new(0x8000, 0x600));
+/// assert_eq!(cursor.advance(0x8000), 0xa00);
 /// assert_eq!(cursor.take(1), None);
 /// # Ok::<(), Error>(())
 /// ```

@@ -2,8 +2,8 @@
 
 //! The layer for C: the functions of `include/linux/physdma.h`, where they are documented.
 //!
-//! - A `struct physdma_provider *` is a counted reference to an [`Inner`]. That of whoever registered
-//!   it is also the duty to unregister it.
+//! - A `struct physdma_provider *` is a counted reference to an [`Inner`]. That of whoever
+//!   registered it is also the duty to unregister it.
 //! - A `struct physdma_client *` is an owned [`Client`].
 //! - A `struct physdma_mapping` has room for a [`Slot`].
 //!
@@ -174,8 +174,8 @@ fn give(provider: Result<Arc<Inner>>) -> *mut bindings::physdma_provider {
 ///
 /// # Safety
 ///
-/// `pdev` is null, an errno, or a device to which a driver is bound, and stays bound until the range
-/// was revoked.
+/// `pdev` is null, an errno, or a device to which a driver is bound, and stays bound until the
+/// range was revoked.
 unsafe fn register(
     pdev: *mut bindings::pci_dev,
     bar: c_int,
@@ -374,8 +374,8 @@ unsafe fn client<'a>(client: *mut bindings::physdma_client) -> Option<&'a Client
 ///
 /// # Safety
 ///
-/// `client` is null, an errno, or what [`physdma_client_create`] returned, and is not used any more;
-/// all that it mapped has been unmapped.
+/// `client` is null, an errno, or what [`physdma_client_create`] returned, and is not used any
+/// more; all that it mapped has been unmapped.
 #[export]
 unsafe extern "C" fn physdma_client_destroy(client: *mut bindings::physdma_client) {
     if let Some(client) = given::<_, Client<'static>>(client) {
@@ -474,8 +474,9 @@ fn map<S: Source>(
 /// - `mapping` is null, all zeroes, or was passed here before and not written to since; it is not
 ///   used by anybody else at the same time.
 /// - `bvecs` is null, or valid for reads of `nr` elements.
-/// - With [`bindings::physdma_miss_PHYSDMA_MISS_RAM`], what no provider has registered is RAM, which
-///   stays allocated until it is unmapped, and which the CPU leaves alone where the device writes.
+/// - With [`bindings::physdma_miss_PHYSDMA_MISS_RAM`], what no provider has registered is RAM,
+///   which stays allocated until it is unmapped, and which the CPU leaves alone where the device
+///   writes.
 /// - `fn_` may be called with `data`.
 #[export]
 unsafe extern "C" fn physdma_map(
@@ -513,8 +514,8 @@ unsafe extern "C" fn physdma_map(
         };
         // SAFETY: By the safety requirements.
         let list = unsafe { pieces(bvecs, nr) }?;
-        // SAFETY: By the safety requirements it is null, or a `Slot` with its invariants: zeroes are
-        // one, too.
+        // SAFETY: By the safety requirements it is null, or a `Slot` with its invariants: zeroes
+        // are one, too.
         let slot = unsafe { mapping.cast::<Slot>().as_mut() }.ok_or(EINVAL)?;
         let mapping = slot.empty()?;
 

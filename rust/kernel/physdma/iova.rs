@@ -44,15 +44,26 @@ mod private {
 }
 
 /// The state of an [`IovaSpace`]: [`Linking`] or [`Synced`].
+///
+/// # Examples
+///
+/// ```
+/// use kernel::physdma::{Backend, IovaSpace, State};
+///
+/// /// Takes away from the device what it has been given so far.
+/// fn give_up<B: Backend, S: State>(space: IovaSpace<B, S>) {
+///     drop(space);
+/// }
+/// ```
 pub trait State: private::Sealed {}
 
-/// Memory is being linked; the device must not be told about it yet.
+/// Memory is being linked; the device must not be told about it yet. [`IovaSpace`] has an example.
 pub struct Linking {
     /// The IOMMU's smallest page less one.
     granule: u32,
 }
 
-/// All that is linked is visible to the device.
+/// All that is linked is visible to the device. [`IovaSpace`] has an example.
 pub struct Synced(());
 
 impl State for Linking {}
@@ -96,7 +107,9 @@ impl State for Synced {}
 ///         // SAFETY: By the safety requirements of this function.
 ///         unsafe { space.link(page, Memory::Ram) }?;
 ///     }
-///     space.sync().map(Some)
+///     let space = space.sync()?;
+///     dev_dbg!(dev, "{} bytes at {:#x}\n", space.len(), space.addr());
+///     Ok(Some(space))
 /// }
 /// ```
 pub struct IovaSpace<B: Backend, S: State> {

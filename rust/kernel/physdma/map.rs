@@ -19,7 +19,6 @@
 use super::{
     attachment::{
         Attached,
-        Attachment,
         Live, //
     },
     backend::{
@@ -28,28 +27,32 @@ use super::{
         Memory, //
     },
     bvec::wide,
+    client::Client,
     failures,
     iova::{
         IovaSpace,
         Linking,
         Synced, //
     },
+    mapping::{
+        Mapping,
+        Note,
+        State, //
+    },
     plan::{
         Kind,
         Plan, //
     },
-    provider::{
-        Inner,
-        Provider, //
-    },
-    registry::{
-        self,
-        Member, //
-    },
+    provider::Inner,
+    registry,
     route::{
         BarRange,
-        Refused,
         Route, //
+    },
+    segment::{
+        Origin,
+        Path,
+        Segment, //
     },
     BvecKind,
     Limits,
@@ -58,177 +61,19 @@ use super::{
     Source, //
 };
 use crate::{
-    bindings,
-    device::{
-        Bound,
-        Device, //
-    },
     dma::{
         DataDirection,
         DmaAddress, //
     },
-    error::to_result,
     io::PhysAddr,
-    mempool::{
-        Mempool,
-        MempoolVec, //
-    },
     prelude::*,
     sync::{
         rcu,
         ArcBorrow, //
     }, //
 };
-use core::marker::PhantomData;
-
-/// A device that does DMA, and what it can take.
-///
-/// # Examples
-///
-/// ```
-/// use kernel::{
-///     device::{Bound, Device},
-///     dma::DataDirection,
-///     physdma::{Client, Limits, Mapping, Virt},
-/// };
-///
-/// /// Has the device read `buf`.
-/// fn send(dev: &Device<Bound>, buf: &[u8]) -> Result {
-///     let client = Client::new(
-///         dev,
-///         Limits {
-///             max_segment_bytes: 0x1_0000,
-///             boundary_mask: u64::MAX,
-///             max_segments: 32,
-///         },
-///     )?;
-///     let mut mapping = Mapping::default();
-///
-///     // SAFETY: `buf` is borrowed until the end of this function, which unmaps it.
-///     let source = unsafe { Virt::new(buf) }?;
-///     let mut segments = client.map(&mut mapping, source, DataDirection::ToDevice)?;
-///     while let Some(segment) = segments.next()? {
-///         // Write `segment.dma` and `segment.len` into the device's descriptor.
-///         dev_dbg!(dev, "{:#x} {}\n", segment.dma, segment.len);
-///     }
-///
-///     // Start the device, and wait until it is done. Then:
-///     mapping.unmap();
-///     Ok(())
-/// }
-/// ```
-pub struct Client<'a, B: Backend = Dma<'a>> {
-    backend: B,
-    limits: Limits,
-    /// These do not change while a driver is bound.
-    merge_boundary: u64,
-    max_bytes: usize,
-    coherent: bool,
-    spill: Mempool<Note>,
-    member: Member,
-    _dev: PhantomData<&'a Device<Bound>>,
-}
-
-impl<'a> Client<'a> {
-    /// Makes `dev` a client, with the `limits` of its descriptors.
-    ///
-    /// The DMA mask must have been set. May sleep.
-    ///
-    /// # Errors
-    ///
-    /// See [`Client::with_backend`].
-    pub fn new(dev: &'a Device<Bound>, limits: Limits) -> Result<Self> {
-        Self::with_backend(Dma::new(dev), limits).inspect_err(|e| {
-            dev_err!(dev, "cannot be a DMA client: {:?}\n", e);
-        })
-    }
-
-    /// Hands the client over to the device, which drops it after the driver was unbound.
-    ///
-    /// A [`Mapping`] borrows its client. Request data that carries mappings can live in the
-    /// driver's own data together with everything else this way, without borrowing from a
-    /// neighbour.
-    ///
-    /// May sleep.
-    ///
-    /// # Errors
-    ///
-    /// `ENOMEM`.
-    pub fn into_devres(self) -> Result<&'a Self> {
-        /// Drops a client.
-        ///
-        /// # Safety
-        ///
-        /// `client` comes from `KBox::into_raw` and is not used any more.
-        unsafe extern "C" fn release(client: *mut c_void) {
-            // SAFETY: By the safety requirements.
-            drop(unsafe { KBox::from_raw(client.cast::<Client<'_>>()) });
-        }
-
-        let dev = self.backend.device();
-        let client = KBox::into_raw(KBox::new(self, GFP_KERNEL)?);
-
-        // SAFETY: `dev` is bound; `release` gets the client that it wants, once.
-        to_result(unsafe {
-            bindings::devm_add_action_or_reset(dev.as_raw(), Some(release), client.cast())
-        })?;
-
-        // SAFETY: The device's resources are released after the driver's data was dropped, when
-        // nothing is left that lives for `'a`. Nobody has the client mutably.
-        Ok(unsafe { &*client })
-    }
-}
 
 impl<'a, B: Backend> Client<'a, B> {
-    /// Like [`Client::new`], on top of any [`Backend`].
-    ///
-    /// # Errors
-    ///
-    /// - `EINVAL`: the limits allow no segment.
-    /// - `EIO`: the device cannot do DMA.
-    /// - `ENOMEM`.
-    pub fn with_backend(backend: B, limits: Limits) -> Result<Self> {
-        if limits.max_segments == 0 {
-            return Err(EINVAL);
-        }
-        let max_bytes = backend.max_mapping_size();
-        if max_bytes == 0 {
-            return Err(EIO);
-        }
-        Ok(Self {
-            backend,
-            limits,
-            merge_boundary: backend.merge_boundary(),
-            max_bytes,
-            // A request uses one buffer at most. With one in reserve there is always a request
-            // that can go on, and its buffer comes back when it completes.
-            spill: Mempool::new(1, Note::most(limits.max_segments))?,
-            coherent: backend.coherent(),
-            member: Member::new(backend.topology()?)?,
-            _dev: PhantomData,
-        })
-    }
-
-    /// The most bytes that can be mapped at once.
-    #[inline]
-    pub fn max_bytes(&self) -> usize {
-        self.max_bytes
-    }
-
-    /// How the device reaches `provider`.
-    ///
-    /// The route was found out when the later of the two appeared. May sleep.
-    ///
-    /// # Errors
-    ///
-    /// Why there is none.
-    pub fn route(&self, provider: &Provider) -> Result<Route, Refused> {
-        match provider.0.attachment_of(Some(self.member.id())) {
-            Some(attachment) if !provider.is_revoked() => attachment.route.map(|(route, _)| route),
-            _ => Err(Refused::Revoked),
-        }
-    }
-
     /// Maps the memory that `source` describes, and returns the segments to tell the device.
     ///
     /// `slot` keeps what will have to be undone. If something is mapped there still, it is
@@ -278,313 +123,6 @@ impl<'a, B: Backend> Client<'a, B> {
         segments.map_all().map_err(failures::count)?;
         Ok(segments)
     }
-}
-
-/// The provider that is nearest to all of `clients`: to which each of them has a route, and whose
-/// distances from them, in hops, have the smallest sum. Of several, the one that has been there
-/// longest; [`None`] if there is none, or no client. May sleep.
-///
-/// Corresponds to C's `pci_p2pmem_find_many()`.
-///
-/// # Examples
-///
-/// ```
-/// use kernel::physdma::{nearest_provider, Allocation, Client};
-///
-/// /// A page to move data from one device to the other.
-/// fn between(from: &Client<'_>, to: &Client<'_>) -> Result<Allocation> {
-///     nearest_provider(&[from, to]).ok_or(ENODEV)?.alloc(0x1000)
-/// }
-/// ```
-pub fn nearest_provider<B: Backend>(clients: &[&Client<'_, B>]) -> Option<Provider> {
-    registry::nearest(clients.iter().map(|client| client.member.id()))
-}
-
-/// What has been mapped for a request, and how it is undone.
-///
-/// Lives where the request's private data live; starts out, and is again after
-/// [`unmap()`](Self::unmap), empty.
-///
-/// # Examples
-///
-/// ```
-/// use kernel::physdma::Mapping;
-///
-/// /// A driver's own data beside each request.
-/// #[derive(Default)]
-/// struct RequestData<'a> {
-///     mapping: Mapping<'a>,
-/// }
-///
-/// let mut data = RequestData::default();
-/// assert!(size_of_val(&data) <= 64);
-/// // When the device is done. Once more does nothing.
-/// data.mapping.unmap();
-/// data.mapping.unmap();
-/// assert_eq!(data.mapping.spilled(), 0);
-/// ```
-pub struct Mapping<'c, B: Backend = Dma<'c>> {
-    state: State<B>,
-    /// The memory of one provider, the commonest case.
-    live: Option<Live>,
-    notes: Option<MempoolVec<'c, Note>>,
-}
-
-enum State<B: Backend> {
-    /// Nothing to undo.
-    Idle,
-    /// The device has bus addresses: nothing to undo, but a provider's memory is kept.
-    Noted,
-    /// One piece, mapped by itself.
-    Single {
-        backend: B,
-        dma: DmaAddress,
-        len: u32,
-        dir: DataDirection,
-        memory: Memory,
-    },
-    /// All that the DMA API maps in one range of IOVA space.
-    Iova(IovaSpace<B, Synced>),
-    /// Several pieces, each mapped by itself; `notes` has those that must be unmapped.
-    Spilled { backend: B, dir: DataDirection },
-}
-
-/// What else must be remembered.
-enum Note {
-    /// A piece that was mapped by itself.
-    Piece {
-        dma: DmaAddress,
-        len: u32,
-        memory: Memory,
-    },
-    /// What keeps a provider's memory.
-    Live(Live),
-    /// The same for what is more than a buffer has room for.
-    More(KBox<KVec<Live>>),
-}
-
-impl Note {
-    /// The most notes of a request. Each segment is a piece, and the first one that is too many is
-    /// noted too. As many providers have room beside them; more are behind one note.
-    const fn most(max_segments: u16) -> u32 {
-        2 * max_segments as u32 + 2
-    }
-
-    /// Whether it keeps the memory of `attachment`'s provider.
-    fn keeps(&self, attachment: &Attachment) -> bool {
-        match self {
-            Self::Piece { .. } => false,
-            Self::Live(live) => live.is_of(attachment),
-            Self::More(list) => list.iter().any(|live| live.is_of(attachment)),
-        }
-    }
-}
-
-// A request's private data are allocated for each tag of each queue.
-const _: () = assert!(size_of::<Mapping<'static>>() <= 64);
-
-impl<B: Backend> Default for Mapping<'_, B> {
-    fn default() -> Self {
-        Self {
-            state: State::Idle,
-            live: None,
-            notes: None,
-        }
-    }
-}
-
-impl<'c, B: Backend> Mapping<'c, B> {
-    /// Takes the memory away from the device.
-    ///
-    /// The device must have stopped using it. After this the CPU sees what the device wrote. Does
-    /// not sleep, and may be called in hard interrupt context.
-    #[inline]
-    pub fn unmap(&mut self) {
-        if !matches!(self.state, State::Idle) {
-            self.undo();
-        }
-    }
-
-    /// Whether nothing is mapped.
-    #[inline]
-    pub(super) fn is_empty(&self) -> bool {
-        matches!(self.state, State::Idle)
-    }
-
-    fn undo(&mut self) {
-        match &self.state {
-            State::Idle | State::Noted => (),
-            // Dropped below.
-            State::Iova(_) => (),
-            State::Single {
-                backend,
-                dma,
-                len,
-                dir,
-                memory,
-                // SAFETY: This is what `Segments::map_single` mapped, and it is forgotten below.
-            } => unsafe { backend.unmap_phys(*dma, *len as usize, *dir, *memory) },
-            State::Spilled { backend, dir } => {
-                for note in self.notes() {
-                    if let Note::Piece { dma, len, memory } = *note {
-                        // SAFETY: This is what `Segments::map_piece` mapped, and it is forgotten
-                        // below.
-                        unsafe { backend.unmap_phys(dma, len as usize, *dir, memory) };
-                    }
-                }
-            }
-        }
-        self.state = State::Idle;
-        // Last: providers' memory is kept until no device has an address of it.
-        if self.live.is_some() || self.notes.is_some() {
-            self.live = None;
-            self.notes = None;
-        }
-    }
-
-    /// How many pieces had to be remembered one by one.
-    #[inline]
-    pub fn spilled(&self) -> usize {
-        let pieces = self.notes().iter();
-        pieces.filter(|n| matches!(n, Note::Piece { .. })).count()
-    }
-
-    /// Keeps the memory of one more provider until all is unmapped.
-    fn keep(&mut self, live: Live, client: &'c Client<'c, B>) -> Result {
-        if let State::Idle = self.state {
-            self.state = State::Noted;
-        }
-        if self.live.is_none() {
-            self.live = Some(live);
-            return Ok(());
-        }
-        let room = usize::from(client.limits.max_segments);
-        if self.notes().len() < room {
-            return self.note(Note::Live(live), client);
-        }
-        self.keep_more(live, client)
-    }
-
-    /// The same where there are more of them than segments: providers' memory that one range of
-    /// IOVA space holds.
-    #[cold]
-    fn keep_more(&mut self, live: Live, client: &'c Client<'c, B>) -> Result {
-        if !matches!(self.notes().last(), Some(Note::More(_))) {
-            let list = KBox::new(KVec::new(), GFP_ATOMIC)?;
-            self.note(Note::More(list), client)?;
-        }
-        match self.notes.as_deref_mut().and_then(|notes| notes.last_mut()) {
-            Some(Note::More(list)) => Ok(list.push(live, GFP_ATOMIC)?),
-            _ => Err(EINVAL),
-        }
-    }
-
-    fn note(&mut self, note: Note, client: &'c Client<'c, B>) -> Result {
-        let notes = match &mut self.notes {
-            Some(notes) => notes,
-            None => self.notes.insert(client.spill.alloc(GFP_ATOMIC)?),
-        };
-        // More pieces than segments: see `Note::most`.
-        notes.push(note).map_err(|_| EINVAL)
-    }
-
-    fn notes(&self) -> &[Note] {
-        self.notes.as_deref().unwrap_or_default()
-    }
-
-    /// Whether the memory of `attachment`'s provider is kept already.
-    fn keeps(&self, attachment: &Attachment) -> bool {
-        self.live
-            .as_ref()
-            .is_some_and(|live| live.is_of(attachment))
-            || self.notes().iter().any(|note| note.keeps(attachment))
-    }
-}
-
-impl<B: Backend> Drop for Mapping<'_, B> {
-    fn drop(&mut self) {
-        self.unmap();
-    }
-}
-
-/// How the memory of a request was mapped.
-///
-/// # Examples
-///
-/// ```
-/// use kernel::physdma::Path;
-///
-/// /// Whether there is one address for all of it.
-/// fn is_one_range(path: Path) -> bool {
-///     matches!(path, Path::Single | Path::Iova)
-/// }
-///
-/// assert!(is_one_range(Path::Iova));
-/// assert!(!is_one_range(Path::Direct));
-/// ```
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Path {
-    /// It was one piece.
-    Single,
-    /// Several pieces became one range of IOVA space.
-    Iova,
-    /// Several pieces, each mapped by itself.
-    Direct,
-    /// All of it has bus addresses.
-    Bus,
-    /// All of it is the device's own memory.
-    Internal,
-    /// It is not all of one kind.
-    Mixed,
-}
-
-/// A piece of a request as the device is told of it.
-///
-/// # Examples
-///
-/// ```
-/// use kernel::physdma::{Origin, Segment};
-///
-/// /// The value of a descriptor: the device finds its own memory by the place in its BAR.
-/// fn descriptor(segment: Segment) -> u64 {
-///     match segment.origin {
-///         Origin::Internal { offset, .. } => offset,
-///         Origin::Mapped | Origin::Bus => segment.dma,
-///     }
-/// }
-///
-/// let (bar, offset) = (2, 0x40);
-/// let origin = Origin::Internal { bar, offset };
-/// assert_eq!(descriptor(Segment { dma: 0xf000_0040, len: 512, origin }), 0x40);
-/// ```
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Segment {
-    /// Where the device finds it.
-    pub dma: DmaAddress,
-    /// Its length in bytes.
-    pub len: u32,
-    /// What it is.
-    pub origin: Origin,
-}
-
-/// What a segment is to the device.
-///
-/// # Examples
-///
-/// See [`Segment`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Origin {
-    /// RAM, or a provider's memory behind the host bridge: the DMA API gave it an address.
-    Mapped,
-    /// A provider's memory below the same switch.
-    Bus,
-    /// The device's own memory.
-    Internal {
-        /// The number of the BAR.
-        bar: u8,
-        /// Where in the BAR, in bytes.
-        offset: u64,
-    },
 }
 
 /// The segments of a request that is being mapped.
@@ -948,7 +486,8 @@ impl<'c, S: Source, B: Backend> Segments<'_, 'c, S, B> {
 
     fn remember(&mut self, dma: DmaAddress, len: u32, memory: Memory) -> Result {
         let client = self.client;
-        self.slot.note(Note::Piece { dma, len, memory }, client)?;
+        self.slot
+            .note(Note::Piece { dma, len, memory }, &client.spill)?;
         self.slot.state = State::Spilled {
             backend: client.backend,
             dir: self.dir,
@@ -1088,18 +627,20 @@ impl<'c, S: Source, B: Backend> Segments<'_, 'c, S, B> {
         let (run, memory, attachment) = match owner {
             None if is_ram => (Run::Ram, None, None),
             None => return Err(EFAULT),
-            // Who has its pages was given it by its driver, which trusts what it has not given away;
-            // an address says nothing of that.
+            // Who has its pages was given it by its driver, which trusts what it has not given
+            // away; an address says nothing of that.
             Some(owner) if owner.has_pages && !S::PAGES && !vouched => return Err(EFAULT),
             Some(owner) => {
                 // SAFETY: We borrow the client, so it does not go.
                 let attachment = unsafe { Inner::attachment(owner, client.member.id(), guard) }
                     // It came when the memory was being revoked already.
                     .ok_or(ENODEV)?;
+                // What is vouched for says nothing of what follows, unless all of it is.
+                let lasts = !owner.has_pages || S::PAGES || S::MISS == Miss::Ram;
                 match attachment.route {
                     Ok((route, _)) => (
                         Run::new(route, &owner.range),
-                        Some((owner.range.first, owner.range.last)),
+                        lasts.then_some((owner.range.first, owner.range.last)),
                         Some(attachment),
                     ),
                     Err(refused) => {
@@ -1130,7 +671,7 @@ impl<'c, S: Source, B: Backend> Segments<'_, 'c, S, B> {
             return Ok(());
         }
         let live = Live::new(&attachment, guard).ok_or(ENODEV)?;
-        slot.keep(live, client)
+        slot.keep(live, &client.spill)
     }
 
     /// Makes all that has to be mapped one range of `bytes` bytes, if there is IOVA space.

@@ -62,7 +62,8 @@ impl Provider {
     /// # Errors
     ///
     /// - `EINVAL`: that is not within the range; or the mapping is private; or the file is not one
-    ///   of a device that has said [`MAPS_DEVICE_MEMORY`]; or the area has been given memory before.
+    ///   of a device that has said [`MAPS_DEVICE_MEMORY`]; or the area has been given memory
+    ///   before.
     /// - `EOPNOTSUPP`: a C driver registered it with pages, and maps it by itself.
     /// - `ENODEV`: the memory has gone.
     ///

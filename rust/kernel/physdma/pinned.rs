@@ -14,11 +14,9 @@ use super::{
         Dma, //
     },
     bvec::wide,
-    map::{
-        Client,
-        Mapping,
-        Segments, //
-    },
+    client::Client,
+    map::Segments,
+    mapping::Mapping,
     source::{
         kind_of,
         private,
@@ -60,7 +58,8 @@ use crate::{
 ///
 /// ```
 /// use kernel::{
-///     iov::{IovIterDest, P2pPages},
+///     dma::DataDirection,
+///     iov::{IovIterDest, IovIterSource, P2pPages},
 ///     physdma::{Client, Pinned, PinnedMapping},
 ///     uaccess::UserPtr, //
 /// };
@@ -78,6 +77,17 @@ use crate::{
 ///     }
 ///     // Start the device, and wait until it is done. Then all is unmapped, and unpinned:
 ///     drop(transfer);
+///     Ok(())
+/// }
+///
+/// /// Has the device read the memory of a program.
+/// fn send(client: &Client<'_>, from: UserPtr, len: usize) -> Result {
+///     let mut iov = IovIterSource::from_user(from, len)?;
+///     let mut transfer =
+///         PinnedMapping::new(Pinned::to_device(&mut iov, len, P2pPages::Refuse)?);
+///     assert_eq!(transfer.memory().direction(), DataDirection::ToDevice);
+///     // As above.
+///     drop(transfer.map(client)?);
 ///     Ok(())
 /// }
 ///

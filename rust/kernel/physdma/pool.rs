@@ -22,8 +22,8 @@ use core::ptr::NonNull;
 
 /// An allocator of a range of numbers: offsets in bytes within a provider's range.
 ///
-/// Gives out whole pages, as they are in physical memory. Its bitmap grows with the range (1 bit a page), so it is made when the
-/// first piece is asked for.
+/// Gives out whole pages, as they are in physical memory. Its bitmap grows with the range (1 bit a
+/// page), so it is made when the first piece is asked for.
 ///
 /// # Invariants
 ///

@@ -4,12 +4,12 @@
 //!
 //! There are two kinds of reference, because hardware goes when it likes and software does not:
 //!
-//! - A *weak* one, [`Provider`], keeps the object. A buffer, an open file, a dma-buf has it. It says
-//!   nothing about whether the memory is still there; [`Provider::hold`] has its owner told when it
-//!   goes.
+//! - A *weak* one, [`Provider`], keeps the object. A buffer, an open file, a dma-buf has it. It
+//!   says nothing about whether the memory is still there; [`Provider::hold`] has its owner told
+//!   when it goes.
 //! - A *live* one, [`Live`], keeps the memory. A request has it from map to unmap, and so does a
-//!   mapping for the CPU. Revocation waits for all of them. (A mapping for a program has none: it is
-//!   taken away.)
+//!   mapping for the CPU. Revocation waits for all of them. (A mapping for a program has none: it
+//!   is taken away.)
 //!
 //! C source: [`drivers/pci/p2pdma.c`](srctree/drivers/pci/p2pdma.c)
 
@@ -89,6 +89,14 @@ use crate::{
 ///     let hold = provider.hold(console.clone())?;
 ///     *console.window.lock() = Some(provider.window(0, 0x1000)?);
 ///     Ok((console, hold))
+/// }
+///
+/// /// Who else is told.
+/// fn show(hold: &Hold) -> Result {
+///     for holder in hold.provider().holders()? {
+///         pr_debug!("{:?}\n", holder.name());
+///     }
+///     Ok(())
 /// }
 /// ```
 pub trait Holder: Send + Sync {
@@ -250,8 +258,8 @@ impl Inner {
 
 /// A range of a PCI device's memory: a weak reference.
 ///
-/// Keeps the object, not the hardware: see the [module's documentation](self). Dropping the last one
-/// may sleep.
+/// Keeps the object, not the hardware: see the [module's documentation](self). Dropping the last
+/// one may sleep.
 ///
 /// # Examples
 ///
@@ -317,7 +325,8 @@ impl Provider {
         })
     }
 
-    /// A part of the memory that nobody else gets from here, from the start of a page on. May sleep.
+    /// A part of the memory that nobody else gets from here, from the start of a page on. May
+    /// sleep.
     ///
     /// Nobody gets another part of the same page. Where the range does not start and end with a
     /// page, what there is of the first and the last one is not handed out.
@@ -327,7 +336,8 @@ impl Provider {
     ///
     /// # Errors
     ///
-    /// - `EINVAL`: `bytes` is zero or larger than the range; or there is no whole page in the range.
+    /// - `EINVAL`: `bytes` is zero or larger than the range; or there is no whole page in the
+    ///   range.
     /// - `ENODEV`: the memory has gone.
     /// - `EOPNOTSUPP`: a C driver registered it, which hands it out by itself:
     ///   `pci_alloc_p2pmem()`.
@@ -342,8 +352,13 @@ impl Provider {
     /// fn queue(provider: &Provider) -> Result<Allocation> {
     ///     let queue = provider.alloc(0x1000)?;
     ///     let offset = queue.bvec().phys() - provider.range().first();
-    ///     provider.window(offset.into(), 0x1000)?.fill(0, 0x1000, 0)?;
+    ///     queue.provider().window(offset.into(), 0x1000)?.fill(0, 0x1000, 0)?;
     ///     Ok(queue)
+    /// }
+    ///
+    /// /// Whether that can be tried: memory with pages is handed out by its driver.
+    /// fn gives(provider: &Provider) -> bool {
+    ///     !provider.has_pages() && !provider.is_revoked()
     /// }
     /// ```
     pub fn alloc(&self, bytes: u32) -> Result<Allocation> {

@@ -533,6 +533,7 @@ impl Drop for Member {
 /// fn open(dev: &pci::Device<Bound>) -> Result<Data<'_>> {
 ///     let size = dev.resource_len(2)?;
 ///     let memory = Registration::new(dev, 2, 0, size)?;
+///     dev_dbg!(dev, "open from {:#x} on\n", memory.provider().range().first());
 ///     Ok(Data { memory })
 /// }
 /// ```
@@ -579,7 +580,8 @@ impl<'a> Registration<'a> {
         })?;
         Ok(Self {
             // SAFETY: It comes from `into_raw`. The action has the reference for as long as the
-            // device is bound, which is `'a`, or until `drop` releases it; it is not given back here.
+            // device is bound, which is `'a`, or until `drop` releases it; it is not given back
+            // here.
             inner: ManuallyDrop::new(unsafe { Arc::from_raw(inner) }),
             // INVARIANT: Just added.
             dev,

@@ -89,7 +89,8 @@ pub trait Source: private::Sealed {
     const MISS: Miss;
 
     /// Whether it is made of pages: who has those was given the memory. Where a piece is just an
-    /// address, and nobody vouches for it, memory that a C driver hands out by its pages is refused.
+    /// address, and nobody vouches for it, memory that a C driver hands out by its pages is
+    /// refused.
     const PAGES: bool = false;
 
     /// Whether all pieces are of the kind of the first one: RAM, or of one provider. A source of
@@ -205,7 +206,8 @@ pub(super) fn kind_of(page: &Page) -> BvecKind {
 ///
 /// # Errors
 ///
-/// `EFAULT`: no other device can reach it, or it is not known whether one can. The log has it, once.
+/// `EFAULT`: no other device can reach it, or it is not known whether one can. The log has it,
+/// once.
 #[inline]
 pub(super) fn reachable(page: &Page) -> Result<BvecKind> {
     match kind_of(page) {
@@ -780,8 +782,8 @@ impl Virt {
     /// # Errors
     ///
     /// - `EINVAL`: the buffer is empty.
-    /// - `EFAULT`: a part of it is not RAM, such as an I/O mapping, or is on the stack, which is not
-    ///   for DMA.
+    /// - `EFAULT`: a part of it is not RAM, such as an I/O mapping, or is on the stack, which is
+    ///   not for DMA.
     ///
     /// # Safety
     ///

@@ -642,7 +642,8 @@ fn each_provider_once(bed: Bed<'_>) -> Result {
     revoked_at_once((bed.bridge, bed.second_bridge), slot)
 }
 
-/// The memory of any number of providers is one segment, and all of it is kept until it is unmapped.
+/// The memory of any number of providers is one segment, and all of it is kept until it is
+/// unmapped.
 fn many_providers(count: u64, max_segments: u16, shared: bool) -> Result {
     with_memory(|dev| {
         let recorder = Recorder::new();

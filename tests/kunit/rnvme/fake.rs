@@ -150,7 +150,8 @@ pub(crate) struct Script {
     pub(crate) not_opened: bool,
 }
 
-/// Time-outs with a controller that answers: as long as those of real ones, as the machine may be slow.
+/// Time-outs with a controller that answers: as long as those of real ones, as the machine may be
+/// slow.
 pub(crate) const PATIENT: (u32, u32) = (30_000, 60_000);
 
 /// The length of BAR 2 and 4.
@@ -740,8 +741,8 @@ impl Fake {
 }
 
 impl State {
-    /// The driver says that it consumed what the completion queue `qid` held. It is the only one who
-    /// does if it handles the interrupt of the queue, or if it alone keeps it off.
+    /// The driver says that it consumed what the completion queue `qid` held. It is the only one
+    /// who does if it handles the interrupt of the queue, or if it alone keeps it off.
     fn consumed(&mut self, qid: usize) {
         let alone = self
             .lines

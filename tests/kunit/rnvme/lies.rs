@@ -62,8 +62,8 @@ use kernel::{
 /// looks once a second.
 pub(crate) const IMPATIENT: (u32, u32) = (300, 300);
 
-/// A number for a controller or a device that no other has, so that what a test that failed left behind
-/// is in nobody's way; nor has a real disk.
+/// A number for a controller or a device that no other has, so that what a test that failed left
+/// behind is in nobody's way; nor has a real disk.
 fn number() -> u32 {
     static NEXT: Atomic<u32> = Atomic::new(1000);
 

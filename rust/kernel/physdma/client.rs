@@ -1,0 +1,239 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! A device that does DMA: [`Client`].
+
+use super::{
+    backend::{
+        Backend,
+        Dma, //
+    },
+    mapping::Spill,
+    provider::Provider,
+    registry::{
+        self,
+        Member, //
+    },
+    route::{
+        Refused,
+        Route, //
+    },
+    Limits, //
+};
+use crate::{
+    bindings,
+    device::{
+        Bound,
+        Device, //
+    },
+    error::to_result,
+    prelude::*, //
+};
+use core::marker::PhantomData;
+
+/// A device that does DMA, and what it can take.
+///
+/// # Examples
+///
+/// ```
+/// use kernel::{
+///     device::{Bound, Device},
+///     dma::DataDirection,
+///     physdma::{Client, Limits, Mapping, Virt},
+/// };
+///
+/// /// Has the device read `buf`.
+/// fn send(dev: &Device<Bound>, buf: &[u8]) -> Result {
+///     let client = Client::new(
+///         dev,
+///         Limits {
+///             max_segment_bytes: 0x1_0000,
+///             boundary_mask: u64::MAX,
+///             max_segments: 32,
+///         },
+///     )?;
+///     let mut mapping = Mapping::default();
+///
+///     // SAFETY: `buf` is borrowed until the end of this function, which unmaps it.
+///     let source = unsafe { Virt::new(buf) }?;
+///     let mut segments = client.map(&mut mapping, source, DataDirection::ToDevice)?;
+///     while let Some(segment) = segments.next()? {
+///         // Write `segment.dma` and `segment.len` into the device's descriptor.
+///         dev_dbg!(dev, "{:#x} {}\n", segment.dma, segment.len);
+///     }
+///
+///     // Start the device, and wait until it is done. Then:
+///     mapping.unmap();
+///     Ok(())
+/// }
+/// ```
+pub struct Client<'a, B: Backend = Dma<'a>> {
+    pub(super) backend: B,
+    pub(super) limits: Limits,
+    /// These do not change while a driver is bound.
+    pub(super) merge_boundary: u64,
+    pub(super) max_bytes: usize,
+    pub(super) coherent: bool,
+    pub(super) spill: Spill,
+    pub(super) member: Member,
+    _dev: PhantomData<&'a Device<Bound>>,
+}
+
+impl<'a> Client<'a> {
+    /// Makes `dev` a client, with the `limits` of its descriptors.
+    ///
+    /// The DMA mask must have been set. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// See [`Client::with_backend`].
+    pub fn new(dev: &'a Device<Bound>, limits: Limits) -> Result<Self> {
+        Self::with_backend(Dma::new(dev), limits).inspect_err(|e| {
+            dev_err!(dev, "cannot be a DMA client: {:?}\n", e);
+        })
+    }
+
+    /// Hands the client over to the device, which drops it after the driver was unbound.
+    ///
+    /// A [`Mapping`] borrows its client. Request data that carries mappings can live in the
+    /// driver's own data together with everything else this way, without borrowing from a
+    /// neighbour.
+    ///
+    /// May sleep.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use kernel::{
+    ///     device::{Bound, Device},
+    ///     physdma::{Client, Limits, Mapping},
+    /// };
+    ///
+    /// /// What a driver keeps: the mapping borrows the client, but not from a neighbour.
+    /// struct Data<'a> {
+    ///     client: &'a Client<'a>,
+    ///     mapping: Mapping<'a>,
+    /// }
+    ///
+    /// fn probe<'a>(dev: &'a Device<Bound>, limits: Limits) -> Result<Data<'a>> {
+    ///     Ok(Data {
+    ///         client: Client::new(dev, limits)?.into_devres()?,
+    ///         mapping: Mapping::default(),
+    ///     })
+    /// }
+    ///
+    /// /// Whether a buffer can be mapped in one go.
+    /// fn fits(data: &Data<'_>, bytes: usize) -> bool {
+    ///     bytes <= data.client.max_bytes()
+    /// }
+    /// ```
+    pub fn into_devres(self) -> Result<&'a Self> {
+        /// Drops a client.
+        ///
+        /// # Safety
+        ///
+        /// `client` comes from `KBox::into_raw` and is not used any more.
+        unsafe extern "C" fn release(client: *mut c_void) {
+            // SAFETY: By the safety requirements.
+            drop(unsafe { KBox::from_raw(client.cast::<Client<'_>>()) });
+        }
+
+        let dev = self.backend.device();
+        let client = KBox::into_raw(KBox::new(self, GFP_KERNEL)?);
+
+        // SAFETY: `dev` is bound; `release` gets the client that it wants, once.
+        to_result(unsafe {
+            bindings::devm_add_action_or_reset(dev.as_raw(), Some(release), client.cast())
+        })?;
+
+        // SAFETY: The device's resources are released after the driver's data was dropped, when
+        // nothing is left that lives for `'a`. Nobody has the client mutably.
+        Ok(unsafe { &*client })
+    }
+}
+
+impl<'a, B: Backend> Client<'a, B> {
+    /// Like [`Client::new`], on top of any [`Backend`].
+    ///
+    /// # Errors
+    ///
+    /// - `EINVAL`: the limits allow no segment.
+    /// - `EIO`: the device cannot do DMA.
+    /// - `ENOMEM`.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use kernel::{
+    ///     device::{Bound, Device},
+    ///     physdma::{Client, Dma, Limits},
+    /// };
+    ///
+    /// /// The same as [`Client::new`], but that nothing is logged.
+    /// fn quietly(dev: &Device<Bound>, limits: Limits) -> Result<Client<'_>> {
+    ///     Client::with_backend(Dma::new(dev), limits)
+    /// }
+    /// ```
+    pub fn with_backend(backend: B, limits: Limits) -> Result<Self> {
+        if limits.max_segments == 0 {
+            return Err(EINVAL);
+        }
+        let max_bytes = backend.max_mapping_size();
+        if max_bytes == 0 {
+            return Err(EIO);
+        }
+        Ok(Self {
+            backend,
+            limits,
+            merge_boundary: backend.merge_boundary(),
+            max_bytes,
+            spill: Spill::new(limits.max_segments)?,
+            coherent: backend.coherent(),
+            member: Member::new(backend.topology()?)?,
+            _dev: PhantomData,
+        })
+    }
+
+    /// The most bytes that can be mapped at once.
+    #[inline]
+    pub fn max_bytes(&self) -> usize {
+        self.max_bytes
+    }
+
+    /// How the device reaches `provider`.
+    ///
+    /// The route was found out when the later of the two appeared. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// Why there is none.
+    pub fn route(&self, provider: &Provider) -> Result<Route, Refused> {
+        match provider.0.attachment_of(Some(self.member.id())) {
+            Some(attachment) if !provider.is_revoked() => attachment.route.map(|(route, _)| route),
+            _ => Err(Refused::Revoked),
+        }
+    }
+}
+
+/// The provider that is nearest to all of `clients`: to which each of them has a route, and whose
+/// distances from them, in hops, have the smallest sum. Of several, the one that has been there
+/// longest; [`None`] if there is none, or no client. May sleep.
+///
+/// Corresponds to C's `pci_p2pmem_find_many()`.
+///
+/// # Examples
+///
+/// ```
+/// use kernel::physdma::{nearest_provider, Allocation, Client};
+///
+/// /// A page to move data from one device to the other.
+/// fn between(from: &Client<'_>, to: &Client<'_>) -> Result<Allocation> {
+///     nearest_provider(&[from, to]).ok_or(ENODEV)?.alloc(0x1000)
+/// }
+/// ```
+pub fn nearest_provider<B: Backend>(clients: &[&Client<'_, B>]) -> Option<Provider> {
+    registry::nearest(clients.iter().map(|client| client.member.id()))
+}
