@@ -5,6 +5,7 @@ A scenario is a module with
 
     MODES = [...]            IOMMU modes that it runs in; all, if not given
     DRIVERS = [...]          drivers that it runs with; rnvme, if not given
+    KERNELS = [...]          names of the kernels that it runs on; all, if not given
     def machine(mode): ...   the Machine
     def run(t): ...          what happens in it; t is a Run
 
@@ -150,6 +151,8 @@ def runs(results: Results, kernel: Path = BUILD / "kernel"):
             scenario = load(path)
         except Exception:  # whatever a file may raise
             results.add(f"qemu/{path.stem}", "scenario", "failed", 0, traceback.format_exc())
+            continue
+        if kernel.name not in getattr(scenario, "KERNELS", [kernel.name]):
             continue
         named = os.environ.get("DRIVER")
         drivers = [named] if named else getattr(scenario, "DRIVERS", ["rnvme"])

@@ -25,6 +25,9 @@ mod mixed;
 #[cfg(CONFIG_MMU)]
 #[path = "physdma/mmap.rs"]
 mod mmap;
+#[cfg(CONFIG_FAILSLAB)]
+#[path = "physdma/nomem.rs"]
+mod nomem;
 #[path = "physdma/pinned.rs"]
 mod pinned;
 #[cfg(CONFIG_PCI_P2PDMA)]

@@ -347,6 +347,12 @@ fn no_allocations_of_pages(dev: &pci::Device<Bound>) -> Result {
         // SAFETY: Nothing is done to it.
         let source = unsafe { Mixed::new(&parts) }?;
         check!(map(&client, &mut Mapping::default(), source).is_ok());
+        // But not for what stands beside it.
+        let parts = [Part::Ram(&list), Part::Provider(&list)];
+        // SAFETY: As above.
+        let source = unsafe { Mixed::new(&parts) }?;
+        let error = map(&client, &mut Mapping::default(), source).err();
+        check_eq!(error, Some(EFAULT));
         Ok(())
     })();
     // SAFETY: It was registered, and is not used any more.
