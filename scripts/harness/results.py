@@ -42,6 +42,11 @@ class Results:
                 print("".join(f"        {line}\n" for line in detail.splitlines()[-30:]), end="",
                       flush=True)
 
+    def withdraw(self, suite: str) -> None:
+        """Forgets what was recorded of this suite, which is run again."""
+        with self._lock:
+            self._rows = [row for row in self._rows if row["suite"] != suite]
+
     def count(self) -> dict[str, int]:
         """How many cases passed, failed and were skipped."""
         return {result: sum(row["result"] == result for row in self._rows)

@@ -15,8 +15,10 @@ A case that raises is failed, and the scenario ends there.
 import importlib.util
 import os
 import re
+import shutil
 import time
 import traceback
+from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -24,7 +26,7 @@ from types import ModuleType
 from . import BUILD, ROOT
 from .results import Results
 from .topology import IOMMU_MODES, Device
-from .vm import CommandError, Vm, VmError
+from .vm import RESTARTS, CommandError, Vm, VmError
 
 
 class Skip(Exception):
@@ -161,4 +163,18 @@ def runs(results: Results, kernel: Path = BUILD / "kernel"):
                 suite = f"qemu/{path.stem}/{mode}" + (f"/{driver}" if driver != "rnvme" else "")
                 if results.wanted(suite):
                     yield suite, lambda s=scenario, m=mode, d=driver, u=suite: \
-                        Run(s, m, d, results, kernel, u).whole(s)
+                        run_whole(s, lambda: Run(s, m, d, results, kernel, u), results)
+
+
+def run_whole(scenario: ModuleType, make: Callable[[], Run], results: Results) -> None:
+    """Runs it all; and once more, if it failed in a machine that was broken."""
+    run = make()
+    run.whole(scenario)
+    if run.failed and run.vm.misdirected() and RESTARTS.acquire(blocking=False):
+        kept = run.vm.files.with_name(f"{run.vm.files.name}-misdirected")
+        shutil.rmtree(kept, ignore_errors=True)
+        run.vm.files.rename(kept)
+        results.withdraw(run.suite)
+        print(f"note    {run.suite}: run again, as the emulator sent accesses to the wrong device, "
+              f"see {kept.relative_to(ROOT)}", flush=True)
+        make().whole(scenario)

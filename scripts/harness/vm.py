@@ -127,6 +127,15 @@ class Vm:
         stalls = re.compile(r"rcu: INFO: .*stall")
         return crashed or self._hung and not klog.reports(self.log(), [stalls.pattern])
 
+    def misdirected(self) -> bool:
+        """Whether QEMU sent an access of a processor to another device than the
+        one that is there: to registers that the IOMMU does not have, such as
+        that which starts a processor's timer. It happens once in some thousand
+        machines, where processors wait for each other within QEMU."""
+        log = self.files / "qemu.log"
+        said = log.read_text(errors="replace") if log.exists() else ""
+        return re.search(r"vtd_mem_(read|write): MMIO over range", said) is not None
+
     def __exit__(self, *_):
         self._stop()
 
