@@ -170,11 +170,11 @@ def run_whole(scenario: ModuleType, make: Callable[[], Run], results: Results) -
     """Runs it all; and once more, if it failed in a machine that was broken."""
     run = make()
     run.whole(scenario)
-    if run.failed and run.vm.misdirected() and RESTARTS.acquire(blocking=False):
-        kept = run.vm.files.with_name(f"{run.vm.files.name}-misdirected")
+    if run.failed and run.vm.emulator_lost() and RESTARTS.acquire(blocking=False):
+        kept = run.vm.files.with_name(f"{run.vm.files.name}-lost")
         shutil.rmtree(kept, ignore_errors=True)
         run.vm.files.rename(kept)
         results.withdraw(run.suite)
-        print(f"note    {run.suite}: run again, as the emulator sent accesses to the wrong device, "
-              f"see {kept.relative_to(ROOT)}", flush=True)
+        print(f"note    {run.suite}: run again, as the emulator lost what a processor wrote, see "
+              f"{kept.relative_to(ROOT)}", flush=True)
         make().whole(scenario)

@@ -127,14 +127,23 @@ class Vm:
         stalls = re.compile(r"rcu: INFO: .*stall")
         return crashed or self._hung and not klog.reports(self.log(), [stalls.pattern])
 
-    def misdirected(self) -> bool:
-        """Whether QEMU sent an access of a processor to another device than the
-        one that is there: to registers that the IOMMU does not have, such as
-        that which starts a processor's timer. It happens once in some thousand
-        machines, where processors wait for each other within QEMU."""
-        log = self.files / "qemu.log"
-        said = log.read_text(errors="replace") if log.exists() else ""
-        return re.search(r"vtd_mem_(read|write): MMIO over range", said) is not None
+    def emulator_lost(self) -> bool:
+        """Whether QEMU lost what a processor wrote, which it does once in some
+        hundred machines that wait for each other's processors: it sends an
+        access to another device than the one that is there. Either the IOMMU
+        got one to registers that it does not have. Or the kernel misses the
+        timer of a processor, which is asleep, and whose timer is not set."""
+        said, shown = (path.read_text(errors="replace") if path.exists() else ""
+                       for path in (self.files / "qemu.log", self.files / "processors.log"))
+        if re.search(r"vtd_mem_(read|write): MMIO over range", said):
+            return True
+        late = re.findall(r"rcu: \tPossible timer handling issue on cpu=(\d+)", self.log())
+        halted = re.findall(r"^RIP=.* HLT=(\d)", shown, re.M)
+        counts = re.findall(r"one-shot.*\n^Timer.* current_count = (\d+)", shown, re.M)
+        if not late:
+            return False
+        cpu = int(late[-1])
+        return halted[cpu:cpu + 1] == ["1"] and counts[cpu:cpu + 1] == ["0"]
 
     def __exit__(self, *_):
         self._stop()

@@ -178,13 +178,16 @@ class Client:
         return int(ended)
 
 
-def gone(client, memory, command, back, seconds, pull=None, plug=None):
+def gone(client, memory, command, back, seconds, pull=None, meanwhile=None, plug=None):
     """The memory goes by `command` in the midst of a transfer, and comes back by `back`; what is to
-    be done outside of the machine before either, `pull` and `plug` do. How the transfer ended."""
+    be done outside of the machine before either, and while it goes, `pull`, `plug` and `meanwhile`
+    do. How the transfer ended."""
     client.begin(memory)
     if pull:
         pull()
     client.still(memory, command)
+    if meanwhile:
+        meanwhile()
     ended = client.end(memory)
     if memory.file and ended == 0:
         content = memory.content()[memory.offset:][:SIZE]
@@ -207,9 +210,9 @@ def run(t):
         buffer = Memory(t, c, 2, "rnvme")
         region = Memory(t, c, 4, "rnvme", t.vm.files / "nvme1.pmr")
 
-    def unbound(memory, seconds=0.1):
+    def unbound(memory, seconds=0.1, meanwhile=None):
         ended = gone(client, memory, f"echo {memory.address} > {memory.driver}/unbind",
-                     f"echo {memory.address} > {memory.driver}/bind", seconds)
+                     f"echo {memory.address} > {memory.driver}/bind", seconds, meanwhile=meanwhile)
         # Its device is in order: the data arrive.
         assert ended == 0, t.vm.sh("cat /tmp/error")
 
@@ -219,6 +222,12 @@ def run(t):
     with t.case(f"unbind of an SSD with memory, {UNBINDS} times"):
         for number in range(UNBINDS):
             unbound((buffer, region)[number % 2])
+
+    if t.mode == "strict":
+        with t.case("a revocation that takes long names whom it waits for"):
+            at = len(t.vm.log())
+            said = f"{third.address}: memory .* is revoked, but waits for {client.address}"
+            unbound(third, meanwhile=lambda: t.vm.wait_for(said, after=at, limit=30))
 
     def surprised(memory, seconds=0.1):
         """It answers no more, and then the kernel is told."""
@@ -275,7 +284,7 @@ def run(t):
         for _ in range(UNPLUGS):
             # The slot's lamp blinks for five seconds first.
             gone(client, third, f"while [ -e {DEVICES}/{third.address} ]; do sleep 0.1; done", ":",
-                 0.1, lambda: t.vm.qmp("device_del", id="ivshmem2"), plug)
+                 0.1, lambda: t.vm.qmp("device_del", id="ivshmem2"), plug=plug)
 
     with t.case(f"{CANARY:g} s after the memory went"):
         for how in unbound, surprised:
