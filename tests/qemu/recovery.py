@@ -17,7 +17,7 @@ UNBINDS = int(os.environ.get("UNBINDS", "6"))
 REMOVALS = int(os.environ.get("REMOVALS", "2"))
 RESETS = int(os.environ.get("RESETS", "3"))
 TIMEOUTS = int(os.environ.get("TIMEOUTS", "2"))
-LIMIT = 200 + 4 * UNBINDS + 6 * REMOVALS + 6 * RESETS + 20 * TIMEOUTS
+LIMIT = 300 + 20 * UNBINDS + 20 * REMOVALS + 20 * RESETS + 40 * TIMEOUTS
 
 FIO = ("fio --size={size} --direct=1 --ioengine=io_uring --allow_file_create=0 --thread "
        "--eta=never ")

@@ -149,6 +149,15 @@ fn references(piece: PhysBvec) -> i32 {
     unsafe { (*page)._refcount.counter }
 }
 
+/// Whether what is in the page that `piece` begins in would be kept if the page were taken away.
+fn is_dirty(piece: PhysBvec) -> bool {
+    // SAFETY: The memory has pages.
+    let page = unsafe { bindings::physdma_page_of(piece.phys()) };
+    // SAFETY: The page is there as long as the user space is.
+    let flags = unsafe { (*page).flags.f };
+    flags & (1 << bindings::pageflags_PG_dirty) != 0
+}
+
 pub(crate) fn first(source: impl Source) -> Result<PhysBvec> {
     pieces(source)?.first().copied().ok_or(EINVAL)
 }
@@ -205,6 +214,22 @@ fn written() -> Result {
     check!(user.read(0x800, 2 * PAGE_SIZE)?[..] == data[..]);
     check!(user.read(0, 0x800)?.iter().all(|&byte| byte == 0));
     check!(user.read(0x2800, 0x800)?.iter().all(|&byte| byte == 0));
+    Ok(())
+}
+
+/// What a device has written must not be lost.
+fn dirtied() -> Result {
+    let user = User::new(1, READ | WRITE)?;
+    user.write(0, b"here")?;
+    let pinned = user.pin_to_device(0, 16, P2pPages::Refuse)?;
+    let piece = first(bvecs(&pinned))?;
+    drop(pinned);
+    check!(!is_dirty(piece));
+
+    let pinned = user.pin_from_device(0, 16, P2pPages::Refuse)?;
+    check_eq!(first(bvecs(&pinned))?.phys(), piece.phys());
+    drop(pinned);
+    check!(is_dirty(piece));
     Ok(())
 }
 
@@ -367,6 +392,11 @@ mod tests {
     #[test]
     fn what_is_written_is_there() -> Result {
         written()
+    }
+
+    #[test]
+    fn what_is_written_is_not_lost() -> Result {
+        dirtied()
     }
 
     #[test]
