@@ -10,7 +10,7 @@ from harness.topology import Ivshmem, Machine, Ssd
 
 MODES = ["strict"]
 KERNELS = ["kernel-debug"]  # Others cannot fail allocations.
-LIMIT = 300
+LIMIT = 900
 
 FAILSLAB = "/sys/kernel/debug/failslab"
 # How it ended, and whether the allocation is still to come. In a shell of its own: what is told to

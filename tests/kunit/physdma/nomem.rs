@@ -152,6 +152,7 @@ fn mappings(dev: &pci::Device<Bound>) -> Result {
         list.push(range.provider().bvec(0, 0x1000)?, GFP_KERNEL)?;
         ranges.push(range, GFP_KERNEL)?;
     }
+    recorder.reserve(4096)?;
     let mut slot = Mapping::default();
     each_fails("Client::map", || {
         let result = map(&client, &mut slot, Raw::new(&list)?).map(|_| ());

@@ -215,6 +215,15 @@ impl Recorder {
         this
     }
 
+    /// Makes room for `calls` calls, so that none of them needs memory.
+    #[cfg(CONFIG_FAILSLAB)]
+    pub(crate) fn reserve(&self, calls: usize) -> Result {
+        self.calls.borrow_mut().reserve(calls, GFP_KERNEL)?;
+        self.mapped.borrow_mut().reserve(calls, GFP_KERNEL)?;
+        self.memories.borrow_mut().reserve(calls, GFP_KERNEL)?;
+        Ok(())
+    }
+
     /// Lets `good` calls that can fail work, and fails all others.
     pub(crate) fn fail_after(&self, good: usize) {
         self.good.set(good);
