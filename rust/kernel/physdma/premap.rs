@@ -93,6 +93,36 @@ use core::marker::PhantomData;
 ///
 /// Implemented by [`Pinned`] memory, by a [`KVec`] of [`Page`]s, and by an [`Arc`] of either, with
 /// which more than one client can have it. Of [`Pinned`] memory all must be RAM.
+///
+/// # Examples
+///
+/// ```
+/// use kernel::{
+///     dma::DataDirection,
+///     iov::{IovIterDest, P2pPages},
+///     physdma::{Client, OwnedRam, Pinned, Premapped},
+///     sync::Arc,
+///     uaccess::UserPtr, //
+/// };
+///
+/// /// Has two devices write to the memory of a program from now on.
+/// fn share<'c>(
+///     clients: [&'c Client<'c>; 2],
+///     to: UserPtr,
+///     len: usize,
+/// ) -> Result<[Premapped<'c>; 2]> {
+///     let mut iov = IovIterDest::from_user(to, len)?;
+///     let pinned = Pinned::from_device(&mut iov, len, P2pPages::Refuse)?;
+///     assert!(pinned.allows(DataDirection::Bidirectional));
+///
+///     // It is unpinned when both are done with it.
+///     let pinned = Arc::new(pinned, GFP_KERNEL)?;
+///     Ok([
+///         clients[0].premap(pinned.clone(), DataDirection::FromDevice)?,
+///         clients[1].premap(pinned, DataDirection::FromDevice)?,
+///     ])
+/// }
+/// ```
 pub trait OwnedRam: private::Sealed + Send + 'static {
     /// What the pieces come from.
     type Source<'m>: Source
@@ -569,6 +599,50 @@ impl<'c, B: Backend + Send + 'c> Client<'_, B> {
 ///
 /// Dropping it does not wait for the device: slices that were taken stay good, and the memory stays
 /// mapped until the last one has been dropped. May sleep.
+///
+/// # Examples
+///
+/// ```
+/// use kernel::{
+///     dma::DataDirection,
+///     physdma::{Client, Premapped, PremappedSlice, Provider, Segment},
+/// };
+///
+/// /// A driver's own data beside each request.
+/// #[derive(Default)]
+/// struct RequestData<'c> {
+///     memory: Option<PremappedSlice<'c>>,
+/// }
+///
+/// /// What a program registers, once: all of a provider's memory.
+/// fn register<'c>(client: &'c Client<'c>, provider: &Provider) -> Result<Premapped<'c>> {
+///     let range = provider.range();
+///     let bytes = u64::from(range.last() - range.first()) + 1;
+///     client.premap_provider(provider, 0, bytes, DataDirection::Bidirectional)
+/// }
+///
+/// /// What a request does that reads a page of it, or writes one.
+/// fn start<'c>(
+///     buffer: &Premapped<'c>,
+///     page: u64,
+///     dir: DataDirection,
+///     data: &mut RequestData<'c>,
+///     descriptors: &mut KVec<Segment>,
+/// ) -> Result {
+///     let slice = data.memory.insert(buffer.slice(page * 0x1000, 0x1000, dir)?);
+///     let mut segments = slice.segments();
+///     while let Some(segment) = segments.next()? {
+///         descriptors.push(segment, GFP_ATOMIC)?;
+///     }
+///     // Start the device.
+///     Ok(())
+/// }
+///
+/// /// What the device's interrupt handler does.
+/// fn complete(data: &mut RequestData<'_>) {
+///     data.memory = None;
+/// }
+/// ```
 pub struct Premapped<'c> {
     /// A provider's memory may go.
     hold: Option<Hold>,
@@ -640,7 +714,7 @@ impl<'c> Premapped<'c> {
         if dir != buffer.dir && buffer.dir != DataDirection::Bidirectional {
             return Err(EFAULT);
         }
-        let live = self.buffer.try_get_live_rcu(&rcu::read_lock());
+        let live = self.buffer.try_get_live();
         Ok(PremappedSlice {
             buffer: live.ok_or(ENODEV)?,
             offset,
@@ -680,6 +754,10 @@ impl Drop for Premapped<'_> {
 /// It lives in the request's private data until the device has stopped using the memory. Dropping
 /// it does not sleep, and may be done in hard interrupt context. As long as it is forgotten
 /// revocation waits, and so does the client when it goes.
+///
+/// # Examples
+///
+/// See [`Premapped`].
 pub struct PremappedSlice<'c> {
     buffer: PercpuRefGuard<Buffer>,
     offset: u64,
@@ -717,6 +795,19 @@ impl PremappedSlice<'_> {
 }
 
 /// The segments of a [`PremappedSlice`], like [`Segments`](super::Segments).
+///
+/// # Examples
+///
+/// ```
+/// use kernel::physdma::PremappedSlice;
+///
+/// /// How many descriptors the device needs.
+/// fn count(slice: &PremappedSlice<'_>) -> Result<u16> {
+///     let mut segments = slice.segments();
+///     while segments.next()?.is_some() {}
+///     Ok(segments.count())
+/// }
+/// ```
 pub struct PremappedSegments<'s> {
     buffer: &'s Buffer,
     at: u64,
