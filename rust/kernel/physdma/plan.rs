@@ -114,9 +114,11 @@ impl Grid {
         let unit = if self.inner != 0 {
             1 << self.inner.trailing_zeros()
         } else {
-            u64::from(self.first.max(self.last)).next_power_of_two()
+            u64::from(self.first.max(self.last))
+                .next_power_of_two()
+                .max(least)
         };
-        // INVARIANT: Both are at most 32 bits; and a remainder is less than what it is of.
+        // INVARIANT: All are at most 32 bits; and a remainder is less than what it is of.
         self.shift = unit.trailing_zeros();
         self.skip = unit.wrapping_sub(self.first.into()) & (unit - 1);
         self.at = self.skip;
