@@ -192,9 +192,8 @@ pub unsafe extern "C" fn bench_buffer_new(
             client.premap(list, DataDirection::FromDevice)?
         } else {
             let provider = provider_of(piece)?.ok_or(ENODEV)?;
-            let offset = phys - provider.range().first();
-            let dir = DataDirection::FromDevice;
-            client.premap_provider(&provider, offset.into(), bytes.into(), dir)?
+            // It is asked for from its first byte on.
+            client.premap_provider(&provider, 0, bytes.into(), DataDirection::FromDevice)?
         };
         let slice = None;
         Ok(KBox::new(Buffer { slice, premapped }, GFP_KERNEL)?)
@@ -213,8 +212,8 @@ pub unsafe extern "C" fn bench_buffer_free(buffer: *mut Buffer) {
     drop(unsafe { KBox::from_raw(buffer) });
 }
 
-/// Does `times` times what a request of `len` bytes costs a driver: takes a slice into the request's
-/// private data, has its first segment, and drops it. Returns the sum of the lengths.
+/// Does `times` times what a request of `len` bytes costs a driver: takes a slice into its private
+/// data, has its first segment, and drops it. Returns the sum of the lengths.
 ///
 /// # Safety
 ///

@@ -78,7 +78,7 @@ impl Plan {
     }
 }
 
-/// Cuts a buffer that is made of pieces into units of one size, so that each unit lies in one piece:
+/// Cuts a buffer that is made of pieces into units of one size, each of which lies in one piece:
 /// the largest power of two that the pieces allow.
 ///
 /// # Invariants
@@ -139,7 +139,7 @@ impl Grid {
         ((at >> self.shift) as usize, at & (self.unit() - 1))
     }
 
-    /// Where the units of the next piece, of `len` bytes, begin: relative to the piece's first byte,
+    /// Where the units of the next piece, of `len` bytes, begin: from the piece's first byte on,
     /// modulo 2^64. The first unit of a buffer may begin before its first piece does.
     pub(super) fn starts(&mut self, len: u32) -> impl Iterator<Item = u64> {
         let (at, unit) = (self.at, self.unit());

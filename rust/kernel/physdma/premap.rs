@@ -2,7 +2,7 @@
 
 //! Buffers that are mapped once and used many times: [`Premapped`].
 //!
-//! To map memory for each request is what an IOMMU costs. A buffer that a program, or a driver, uses
+//! To map memory for each request is what an IOMMU costs. A buffer that a program or a driver uses
 //! again and again is mapped once for a [`Client`]; a request takes a [`PremappedSlice`] of it, and
 //! what that costs depends neither on the IOMMU nor on the size of the buffer.
 //!
@@ -13,9 +13,9 @@
 //! - a [`PremappedSlice`] lives in a request's private data while the device uses it. As long as
 //!   there is one the memory stays mapped and stays where it is, whatever becomes of the
 //!   [`Premapped`];
-//! - when the [`Premapped`] is gone and so is the last slice, or when a provider's memory is revoked
-//!   and the last slice is gone, a work item unmaps the memory, and lets it go. Revocation waits for
-//!   that, and so does the client, when it goes: see [`Holder`].
+//! - when the [`Premapped`] is gone, or a provider's memory is revoked, and the last slice is gone
+//!   too, a work item unmaps the memory, and lets it go. Revocation waits for that, and so does the
+//!   client, when it goes: see [`Holder`].
 //!
 //! Nothing is mapped here that would have to be copied or that caches have to be looked after for:
 //! such RAM is refused, and a driver uses [`Client::map`] for each request.
