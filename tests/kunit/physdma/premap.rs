@@ -403,8 +403,6 @@ fn refused() -> Result {
 
 /// Each call fails once.
 fn failures() -> Result {
-    let user = User::new(1, READ | WRITE)?;
-    user.write(0, b"data")?;
     for (direct, calls) in [(false, 4), (true, 3)] {
         for good in 0..=calls {
             let recorder = if direct {
