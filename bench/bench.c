@@ -28,6 +28,7 @@
 
 #define MAX_PAGES	256
 #define ROUNDS		400
+#define USES		64
 #define P2P_BYTES	SZ_512K
 
 static bool lookups;
@@ -61,6 +62,11 @@ struct bench {
 	enum pci_p2pdma_map_type map;
 	dma_addr_t single;
 	size_t total;
+
+	/* The requests are for memory of another device. */
+	bool paged;
+	/* What the layer has just been seen to need. */
+	u64 mapped;
 };
 
 /* A way to map a request; returns the bytes that the device would be told of. */
@@ -173,6 +179,50 @@ static const struct way layer_list = { "physdma without pages", layer_map_list, 
 static const struct way nvme = { "blk_rq_dma_map_iter", nvme_map, nvme_unmap };
 /* A peer that does nothing must be found out. */
 static const struct way nothing = { "nothing", nothing_map, nothing_unmap };
+
+/* A buffer that is mapped once, and what is done with it. */
+struct premapped {
+	void *buffer;
+	u32 len;
+	u64 (*f)(void *buffer, u32 len, unsigned int times);
+	u64 bytes;
+};
+
+static void use_premapped(void *data)
+{
+	struct premapped *p = data;
+
+	p->bytes = p->f(p->buffer, p->len, USES);
+}
+
+/*
+ * What the memory of a request of @len bytes costs that is a slice of a buffer
+ * of @pages pages, of RAM or of what starts at @base; beside @mapped, what it
+ * costs to map and unmap it.
+ */
+static int run_premapped(struct bench *b, const char *name, const char *what, u32 len,
+			 unsigned int pages, phys_addr_t base, u64 mapped)
+{
+	struct premapped p = { bench_buffer_new(b->layer, base, pages), len, bench_buffer_idle };
+	u64 idle, in_use;
+	int ret = 0;
+
+	if (!p.buffer)
+		return -ENOMEM;
+	idle = measure(ROUNDS, use_premapped, &p).median;
+	p.f = bench_buffer_use;
+	in_use = measure(ROUNDS, use_premapped, &p).median;
+	if (p.bytes < len || in_use <= idle) {
+		pr_err("%s, %s: a slice that does nothing\n", name, what);
+		ret = -EIO;
+	} else {
+		/* Hundredths of an instruction. */
+		pr_info("premapped|%s|%s|%llu|%llu\n", name, what,
+			div_u64((in_use - idle) * 100, USES), mapped * 100);
+	}
+	bench_buffer_free(p.buffer);
+	return ret;
+}
 
 struct shape {
 	const char *name;
@@ -291,6 +341,7 @@ static int compare_ways(struct bench *b, struct request *rq, const char *name, c
 	pr_info("row|%s|%s|%llu|%llu|%u|%s|%llu|%llu|%u\n", name, what, costs[0].median,
 		costs[0].spread, trials[0].segs, theirs->name, costs[1].median,
 		costs[1].spread, trials[1].segs);
+	b->mapped = costs[0].median;
 	return 0;
 }
 
@@ -330,6 +381,10 @@ static int run_shape(struct bench *b, const struct shape *s, const char *what, p
 	} else {
 		ret = compare_ways(b, rq, s->name, what, &layer, &nvme);
 	}
+	/* Providers that C knows hand their memory out by the page. */
+	if (!ret && (base || !b->paged) && s->p2p)
+		ret = run_premapped(b, s->name, what, s->bytes, s->bytes / SZ_4K,
+				    base ? b->list[0].phys : 0, b->mapped);
 	free_request(rq);
 	return ret;
 }
@@ -439,6 +494,7 @@ static int run_p2p(struct bench *b, struct device *dev, struct pci_dev *paged, v
 	phys_addr_t base = pageless ? pci_resource_start(pageless, IVSHMEM_BAR) : 0;
 	int ret, i;
 
+	b->paged = true;
 	b->chunk = virt_to_page(memory);
 	for (i = 0; i < P2P_BYTES / PAGE_SIZE / 2; i++)
 		b->scattered[i] = b->chunk + 2 * i;

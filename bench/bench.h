@@ -67,6 +67,11 @@ size_t bench_layer_map_list(void *layer, const struct physdma_bvec *list,
 			    unsigned int nr, unsigned int *segments);
 void bench_layer_unmap(void *layer);
 
+void *bench_buffer_new(void *layer, phys_addr_t phys, unsigned int pages);
+void bench_buffer_free(void *buffer);
+u64 bench_buffer_use(void *buffer, u32 len, unsigned int times);
+u64 bench_buffer_idle(void *buffer, u32 len, unsigned int times);
+
 void *bench_ranges_new(struct pci_dev *pdev);
 int bench_ranges_add(void *ranges, int bar, u64 start, u64 len);
 void bench_ranges_free(void *ranges);

@@ -15,6 +15,7 @@ use kernel::{
     },
     dma::DataDirection,
     io::PhysAddr,
+    page::Page,
     pci,
     physdma::{
         provider_of,
@@ -22,6 +23,8 @@ use kernel::{
         Limits,
         Mapping,
         PhysBvec,
+        Premapped,
+        PremappedSlice,
         Raw,
         Registration,
         ReqBvecs,
@@ -155,6 +158,107 @@ pub unsafe extern "C" fn bench_layer_map_list(
 pub unsafe extern "C" fn bench_layer_unmap(layer: *mut Layer) {
     // SAFETY: By the safety requirements.
     unsafe { (*layer).mapping.unmap() };
+}
+
+/// A buffer that is mapped once, and the place where a request's private data would hold a slice.
+pub struct Buffer {
+    // Declared, and thus dropped, before the buffer.
+    slice: Option<PremappedSlice<'static>>,
+    premapped: Premapped<'static>,
+}
+
+/// Maps `pages` pages for many uses: of RAM, or the memory of a provider from `phys` on. Returns
+/// null on failure.
+///
+/// # Safety
+///
+/// `layer` comes from `bench_layer_new`, and is not freed before the buffer.
+#[no_mangle]
+pub unsafe extern "C" fn bench_buffer_new(
+    layer: *mut Layer,
+    phys: PhysAddr,
+    pages: c_uint,
+) -> *mut Buffer {
+    // SAFETY: By the safety requirements; the client is dropped after the buffer.
+    let client = unsafe { &*core::ptr::from_ref::<Client<'static>>(&(*layer).client) };
+    let buffer = || -> Result<KBox<Buffer>> {
+        let bytes = pages.checked_mul(0x1000).ok_or(EINVAL)?;
+        let piece = PhysBvec::new(phys, bytes).ok_or(EINVAL)?;
+        let premapped = if phys == 0 {
+            let mut list = KVec::new();
+            for _ in 0..pages {
+                list.push(Page::alloc_page(GFP_KERNEL)?, GFP_KERNEL)?;
+            }
+            client.premap(list, DataDirection::FromDevice)?
+        } else {
+            let provider = provider_of(piece)?.ok_or(ENODEV)?;
+            // It is asked for from its first byte on.
+            client.premap_provider(&provider, 0, bytes.into(), DataDirection::FromDevice)?
+        };
+        let slice = None;
+        Ok(KBox::new(Buffer { slice, premapped }, GFP_KERNEL)?)
+    };
+    buffer().map_or(core::ptr::null_mut(), KBox::into_raw)
+}
+
+/// Undoes `bench_buffer_new`.
+///
+/// # Safety
+///
+/// `buffer` comes from there and is not used any more.
+#[no_mangle]
+pub unsafe extern "C" fn bench_buffer_free(buffer: *mut Buffer) {
+    // SAFETY: By the safety requirements.
+    drop(unsafe { KBox::from_raw(buffer) });
+}
+
+/// Does `times` times what a request of `len` bytes costs a driver: takes a slice into its private
+/// data, has its first segment, and drops it. Returns the sum of the lengths.
+///
+/// # Safety
+///
+/// `buffer` comes from `bench_buffer_new`.
+#[no_mangle]
+pub unsafe extern "C" fn bench_buffer_use(buffer: *mut Buffer, len: u32, times: c_uint) -> u64 {
+    // SAFETY: By the safety requirements.
+    let buffer = unsafe { &mut *buffer };
+    let mut sum = 0;
+    for _ in 0..times {
+        let buffer = black_box(&mut *buffer);
+        let (offset, len) = (black_box(0), black_box(len));
+        let Ok(slice) = buffer
+            .premapped
+            .slice(offset, len, DataDirection::FromDevice)
+        else {
+            return 0;
+        };
+        let slice = buffer.slice.insert(slice);
+        if let Ok(Some(segment)) = slice.segments().next() {
+            sum += u64::from(segment.len) + (black_box(segment.dma) & 1);
+        }
+        let buffer = black_box(&mut *buffer);
+        buffer.slice = None;
+    }
+    sum
+}
+
+/// The same loop, but nothing is done with the buffer.
+///
+/// # Safety
+///
+/// `buffer` comes from `bench_buffer_new`.
+#[no_mangle]
+pub unsafe extern "C" fn bench_buffer_idle(buffer: *mut Buffer, len: u32, times: c_uint) -> u64 {
+    // SAFETY: By the safety requirements.
+    let buffer = unsafe { &mut *buffer };
+    let mut sum = 0;
+    for _ in 0..times {
+        let buffer = black_box(&mut *buffer);
+        let (offset, len) = (black_box(0u64), black_box(len));
+        sum += u64::from(len) + (black_box(offset) & 1);
+        black_box(&mut *buffer);
+    }
+    sum
 }
 
 /// Ranges of a device's memory that are registered.

@@ -33,6 +33,8 @@ mod pinned;
 #[cfg(CONFIG_PCI_P2PDMA)]
 #[path = "physdma/pinned_p2p.rs"]
 mod pinned_p2p;
+#[path = "physdma/premap.rs"]
+mod premap;
 #[path = "physdma/recorder.rs"]
 mod recorder;
 #[path = "physdma/registry.rs"]

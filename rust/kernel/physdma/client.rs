@@ -3,10 +3,12 @@
 //! A device that does DMA: [`Client`].
 
 use super::{
+    attachment::Attached,
     backend::{
         Backend,
         Dma, //
     },
+    dependents::Dependents,
     mapping::Spill,
     provider::Provider,
     registry::{
@@ -26,7 +28,8 @@ use crate::{
         Device, //
     },
     error::to_result,
-    prelude::*, //
+    prelude::*,
+    sync::Arc, //
 };
 use core::marker::PhantomData;
 
@@ -74,6 +77,8 @@ pub struct Client<'a, B: Backend = Dma<'a>> {
     pub(super) max_bytes: usize,
     pub(super) coherent: bool,
     pub(super) spill: Spill,
+    /// What has been mapped for longer than a request.
+    pub(super) dependents: Dependents,
     pub(super) member: Member,
     _dev: PhantomData<&'a Device<Bound>>,
 }
@@ -185,6 +190,7 @@ impl<'a, B: Backend> Client<'a, B> {
         if max_bytes == 0 {
             return Err(EIO);
         }
+        let member = Member::new(backend.topology()?)?;
         Ok(Self {
             backend,
             limits,
@@ -192,9 +198,15 @@ impl<'a, B: Backend> Client<'a, B> {
             max_bytes,
             spill: Spill::new(limits.max_segments)?,
             coherent: backend.coherent(),
-            member: Member::new(backend.topology()?)?,
+            dependents: Dependents::new(&backend)?,
+            member,
             _dev: PhantomData,
         })
+    }
+
+    /// What there is between the client and `provider`. May sleep.
+    pub(super) fn attachment(&self, provider: &Provider) -> Option<Arc<Attached>> {
+        provider.0.attachment_of(Some(self.member.id()))
     }
 
     /// The most bytes that can be mapped at once.
@@ -211,10 +223,17 @@ impl<'a, B: Backend> Client<'a, B> {
     ///
     /// Why there is none.
     pub fn route(&self, provider: &Provider) -> Result<Route, Refused> {
-        match provider.0.attachment_of(Some(self.member.id())) {
+        match self.attachment(provider) {
             Some(attachment) if !provider.is_revoked() => attachment.route.map(|(route, _)| route),
             _ => Err(Refused::Revoked),
         }
+    }
+}
+
+impl<B: Backend> Drop for Client<'_, B> {
+    /// Waits until all is unmapped that was mapped for longer than a request. Sleeps.
+    fn drop(&mut self) {
+        self.dependents.wait(&self.backend);
     }
 }
 

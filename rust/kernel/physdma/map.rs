@@ -168,7 +168,7 @@ pub struct Segments<'m, 'c, S: Source, B: Backend = Dma<'c>> {
 /// A DMA address in as many bits as any has.
 #[inline]
 #[allow(clippy::unnecessary_cast, reason = "a `DmaAddress` may have 32 bits")]
-const fn wide_dma(dma: DmaAddress) -> u64 {
+pub(super) const fn wide_dma(dma: DmaAddress) -> u64 {
     dma as u64
 }
 

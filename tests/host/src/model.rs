@@ -7,7 +7,7 @@
 
 use super::{
     bvec::{Cursor, Limits, Merge, PhysBvec},
-    plan::{Kind, Plan},
+    plan::{Grid, Kind, Plan},
     PhysAddr,
 };
 use crate::numbers::Numbers;
@@ -184,6 +184,49 @@ fn check_plan(from: &mut impl Numbers, list: &[PhysBvec]) {
     );
 }
 
+/// Each byte of a buffer is where its piece is, though nobody looks for the piece.
+fn check_grid(from: &mut impl Numbers) {
+    let page = 0x1000 << from.below(4);
+    let mut lens = vec![1 + from.below(3 * page)];
+    for _ in 0..from.below(5) {
+        lens.push(page * (1 + from.below(6)));
+    }
+    lens.push(1 + from.below(3 * page));
+
+    let mut grid = Grid::default();
+    for &len in &lens {
+        grid.add(len as u32);
+    }
+    let inner = &lens[1..lens.len() - 1];
+    assert!(inner.is_empty() || grid.finish(page));
+    assert!(grid.finish(1));
+    let unit = grid.unit();
+    assert_eq!(unit, 1 << unit.trailing_zeros());
+    // No larger one would do.
+    assert!(inner.iter().all(|len| len % unit == 0));
+    match inner {
+        [] => assert!(unit >= lens[0].max(lens[1])),
+        _ => assert!(inner.iter().any(|len| len % (2 * unit) != 0)),
+    }
+
+    // Pieces that are nowhere near each other.
+    let place = |number: usize| ((number as u64) << 40) + 0x123;
+    let mut table = Vec::new();
+    for (number, &len) in lens.iter().enumerate() {
+        table.extend(grid.starts(len as u32).map(|start| place(number).wrapping_add(start)));
+    }
+    let mut begin = 0;
+    for (number, &len) in lens.iter().enumerate() {
+        for within in [0, len - 1, from.below(len), from.below(len)] {
+            let (index, at) = grid.find(begin + within);
+            assert!(at < unit);
+            assert_eq!(table[index].wrapping_add(at), place(number) + within);
+        }
+        begin += len;
+    }
+    assert_eq!(grid.find(begin - 1).0, table.len() - 1);
+}
+
 /// Panics where the logic does not do what the model does.
 pub fn check(from: &mut impl Numbers) {
     let list = pieces(from);
@@ -191,4 +234,5 @@ pub fn check(from: &mut impl Numbers) {
     check_merge(&list);
     check_cursor(from, &list);
     check_plan(from, &list);
+    check_grid(from);
 }

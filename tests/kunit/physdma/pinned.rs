@@ -142,7 +142,7 @@ pub(crate) fn pattern(len: usize) -> Result<KVec<u8>> {
 }
 
 /// How many references there are to the page that `piece` begins in.
-fn references(piece: PhysBvec) -> i32 {
+pub(crate) fn references(piece: PhysBvec) -> i32 {
     // SAFETY: The memory has pages.
     let page = unsafe { bindings::physdma_page_of(piece.phys()) };
     // SAFETY: The page is there as long as the user space is; nobody else counts meanwhile.

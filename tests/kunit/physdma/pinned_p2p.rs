@@ -201,6 +201,13 @@ fn of_a_device() -> Result {
         );
         drop(slot);
         check!(recorder.called(&[]));
+
+        // It is not mapped for long by its pages, and nor can its owner's memory be that has some.
+        let dir = pinned.direction();
+        check_eq!(client.premap(pinned, dir).err(), Some(EREMOTEIO));
+        let premapped = client.premap_provider(&owner, 0, 0x1000, dir);
+        check_eq!(premapped.err(), Some(EFAULT));
+        check!(recorder.called(&[]));
         Ok(())
     })
 }

@@ -34,8 +34,11 @@ use kernel::{
     prelude::*,
     sync::{
         atomic::{
+            Acquire,
+            Atomic,
             AtomicFlag,
-            Relaxed, //
+            Relaxed,
+            Release, //
         },
         Arc, //
     },
@@ -172,6 +175,8 @@ pub(crate) struct Recorder {
     broken: Cell<bool>,
     /// How many calls that can fail will work.
     good: Cell<usize>,
+    /// How much was undone.
+    undone: Atomic<usize>,
     pub(crate) granule: Cell<u64>,
     pub(crate) has_iova: Cell<bool>,
     pub(crate) max_bytes: Cell<usize>,
@@ -183,6 +188,10 @@ pub(crate) struct Recorder {
     /// From which mapping on the answer to "need unmap?" is yes.
     pub(crate) need_unmap_from: Cell<usize>,
 }
+
+// SAFETY: What is undone later than a test asks for is undone by one other thread, and the test looks
+// at the recorder when it has waited for that.
+unsafe impl Sync for Recorder {}
 
 impl Recorder {
     /// A device behind an IOMMU with 4 KiB pages.
@@ -196,6 +205,7 @@ impl Recorder {
             memories: RefCell::new(KVec::new()),
             broken: Cell::new(false),
             good: Cell::new(usize::MAX),
+            undone: Atomic::new(0),
             granule: Cell::new(0xfff),
             has_iova: Cell::new(true),
             max_bytes: Cell::new(usize::MAX),
@@ -232,6 +242,23 @@ impl Recorder {
     /// Whether everything was undone, and nothing else.
     pub(crate) fn clean(&self) -> bool {
         !self.broken.get() && self.linked.get().is_none() && self.mapped.borrow().is_empty()
+    }
+
+    /// Waits until this often something was undone, not long. May sleep.
+    pub(crate) fn undone(&self, times: usize) -> bool {
+        for _ in 0..10_000 {
+            if self.undone.load(Acquire) == times {
+                return true;
+            }
+            fsleep(Delta::from_micros(200));
+        }
+        pr_err!("undone {} times\n", self.undone.load(Acquire));
+        false
+    }
+
+    /// How often something was undone.
+    pub(crate) fn undone_now(&self) -> usize {
+        self.undone.load(Acquire)
     }
 
     /// Whether these were the calls, in this order.
@@ -329,7 +356,7 @@ impl Backend for &Recorder {
             self.broken.set(true);
         }
         self.linked.set(Some(offset + len));
-        self.ram.set(self.ram.get() || memory == Memory::Ram);
+        self.ram.set(self.ram.get() || memory != Memory::Mmio);
         Ok(())
     }
 
@@ -346,12 +373,13 @@ impl Backend for &Recorder {
         self.ends();
         // What was linked last may be the other kind where the device is coherent.
         let ram = self.ram.take();
-        if linked > 0 && (memory == Memory::Ram) != ram {
+        if linked > 0 && (memory != Memory::Mmio) != ram {
             self.broken.set(true);
         }
         if self.linked.take() != Some(linked) || self.dir.take().is_some_and(|prev| prev != dir) {
             self.broken.set(true);
         }
+        self.undone.fetch_add(1, Release);
     }
 
     unsafe fn map_phys(
@@ -383,6 +411,8 @@ impl Backend for &Recorder {
             Some(i) => drop(mapped.remove(i)),
             None => self.broken.set(true),
         }
+        drop(mapped);
+        self.undone.fetch_add(1, Release);
     }
 
     fn need_unmap(self) -> bool {

@@ -63,7 +63,7 @@ use kernel::{
 const LONG: Delta = Delta::from_millis(100);
 
 /// A thread that revokes.
-struct Revoking<'a> {
+pub(crate) struct Revoking<'a> {
     gate: Arc<Gate>,
     _hold: Hold,
     _thread: Thread<'a>,
@@ -75,7 +75,7 @@ impl<'a> Revoking<'a> {
     /// # Safety
     ///
     /// The result is not forgotten.
-    unsafe fn begin(range: Registration<'a>) -> Result<Self> {
+    pub(crate) unsafe fn begin(range: Registration<'a>) -> Result<Self> {
         let gate = Gate::new()?;
         let hold = range.provider().hold(gate.clone())?;
         let ended = gate.clone();
@@ -105,18 +105,18 @@ impl<'a> Revoking<'a> {
     }
 
     /// Whether it waits for as long as it would take if it did not.
-    fn is_waiting(&self) -> Result<bool> {
+    pub(crate) fn is_waiting(&self) -> Result<bool> {
         self.begins()?;
         fsleep(LONG);
         Ok(!self.has_ended())
     }
 
-    fn has_ended(&self) -> bool {
+    pub(crate) fn has_ended(&self) -> bool {
         self.gate.ended.load(Relaxed)
     }
 
     /// Waits until it has ended; not long.
-    fn ends(&self) -> bool {
+    pub(crate) fn ends(&self) -> bool {
         for _ in 0..10_000 {
             if self.has_ended() {
                 return true;
