@@ -28,7 +28,8 @@ use kernel::{
     block::mq::{
         DriverOp,
         EndIo,
-        Executed, //
+        Executed,
+        Passthrough, //
     },
     physdma::{
         provider_of,
@@ -56,6 +57,16 @@ pub(crate) enum Way {
     Read,
     /// From memory to the disk.
     Write,
+}
+
+impl Way {
+    /// What a request is that moves data so.
+    pub(crate) fn op(self) -> DriverOp {
+        match self {
+            Self::Read => DriverOp::In,
+            Self::Write => DriverOp::Out,
+        }
+    }
 }
 
 /// What is to be moved, piece by piece.
@@ -274,6 +285,24 @@ impl<'a, R: Regs + 'a> Disk<'a, R> {
     /// What `parts` say to be RAM is, and nobody else uses it until `ended` is told: what keeps it is
     /// in `ended`, or lives longer than the disk, but cannot be forgotten.
     pub(crate) unsafe fn start<E: Ended>(&self, way: Way, lba: u64, parts: &[Part<'_>], ended: E) {
+        // SAFETY: By the safety requirements.
+        unsafe { self.start_with(way, lba, parts, None, ended) };
+    }
+
+    /// As [`Self::start`], with `first` the request for the first command. Where that is all of it,
+    /// nothing waits for a tag.
+    ///
+    /// # Safety
+    ///
+    /// As with [`Self::start`].
+    pub(crate) unsafe fn start_with<E: Ended>(
+        &self,
+        way: Way,
+        lba: u64,
+        parts: &[Part<'_>],
+        first: Option<Passthrough<'_, Ops<'a, R>>>,
+        ended: E,
+    ) {
         let transfer = UniqueArc::new(
             Transfer {
                 ended: None,
@@ -288,7 +317,7 @@ impl<'a, R: Regs + 'a> Disk<'a, R> {
         let transfer = Arc::from(transfer);
 
         // SAFETY: By the safety requirements of this function.
-        if let Err(e) = unsafe { self.commands(way, lba, parts, &transfer) } {
+        if let Err(e) = unsafe { self.commands(way, lba, parts, first, &transfer) } {
             transfer.fail(e);
         }
     }
@@ -303,6 +332,7 @@ impl<'a, R: Regs + 'a> Disk<'a, R> {
         way: Way,
         lba: u64,
         parts: &[Part<'_>],
+        mut first: Option<Passthrough<'_, Ops<'a, R>>>,
         transfer: &Arc<Transfer<E>>,
     ) -> Result {
         let mut list = List::new(self.client, parts)?;
@@ -332,10 +362,14 @@ impl<'a, R: Regs + 'a> Disk<'a, R> {
                 EINVAL
             })?;
             let moving = list.take(bytes, transfer)?;
+            let rq = match first.take() {
+                Some(first) => first,
+                None => self.disk.alloc(way.op())?,
+            };
 
             // SAFETY: By the safety requirements of this function: it is kept until it has ended,
             // and with it the transfer.
-            unsafe { self.command(way, lba, moving, bytes) }?;
+            unsafe { self.command(rq, way, lba, moving, bytes) }?;
             lba = lba
                 .checked_add((bytes >> self.lba_shift).into())
                 .ok_or(EINVAL)?;
@@ -350,17 +384,17 @@ impl<'a, R: Regs + 'a> Disk<'a, R> {
     /// What it says to be RAM is, and nobody else uses it until it is dropped.
     unsafe fn command<E: Ended>(
         &self,
+        mut rq: Passthrough<'_, Ops<'a, R>>,
         way: Way,
         lba: u64,
         moving: KBox<Moving<E>>,
         bytes: u32,
     ) -> Result {
-        let (op, opcode) = match way {
-            Way::Read => (DriverOp::In, io::READ),
-            Way::Write => (DriverOp::Out, io::WRITE),
+        let opcode = match way {
+            Way::Read => io::READ,
+            Way::Write => io::WRITE,
         };
         let blocks = u16::try_from(bytes >> self.lba_shift)?;
-        let mut rq = self.disk.alloc(op)?;
 
         let data = rq.data_mut();
         data.command = Command::rw(opcode, self.nsid, lba, blocks, false);

@@ -3,6 +3,7 @@
 //! Requests of the block layer become commands, and namespaces become disks.
 
 use crate::{
+    api::Way,
     command::{
         io,
         Command,
@@ -445,6 +446,8 @@ pub(crate) struct Disk<'a, R: Regs> {
     pub(crate) rules: Rules,
     /// How often memory could not be cut so.
     pub(crate) uncut: Rarely,
+    /// How many blocks it has.
+    blocks: u64,
 }
 
 impl<'a, R: Regs + 'a> Disk<'a, R> {
@@ -501,6 +504,27 @@ impl<'a, R: Regs + 'a> Disk<'a, R> {
             client,
             rules,
             uncut: Rarely::new(),
+            blocks: ns.sectors() >> (ns.lba_shift - 9),
         })
+    }
+
+    /// Fails unless the `bytes` bytes from block `lba` on can be moved, so far as the disk goes.
+    ///
+    /// # Errors
+    ///
+    /// - `EINVAL`: they are not whole blocks.
+    /// - `EROFS`: it cannot be written to.
+    /// - `ENOSPC`: it does not have all of these blocks.
+    pub(crate) fn check(&self, way: Way, lba: u64, bytes: u32) -> Result {
+        if bytes == 0 || bytes % self.rules.block != 0 {
+            return Err(EINVAL);
+        }
+        if way == Way::Write && self.disk.is_read_only() {
+            return Err(EROFS);
+        }
+        match lba.checked_add((bytes >> self.lba_shift).into()) {
+            Some(end) if end <= self.blocks => Ok(()),
+            _ => Err(ENOSPC),
+        }
     }
 }

@@ -23,17 +23,15 @@
 //!
 //! Specification: [NVM Express](https://nvmexpress.org/specifications/), Base 2.0.
 
+mod abi;
 mod admin;
-#[cfg_attr(
-    not(CONFIG_RNVME_INJECT),
-    allow(dead_code, reason = "for kernel code; none but tests needs it yet")
-)]
 mod api;
 mod block;
+mod buffers;
+mod chardev;
 mod command;
 mod counters;
 mod ctrl;
-#[cfg_attr(not(CONFIG_RNVME_INJECT), allow(dead_code, reason = "as above"))]
 mod cut;
 mod identify;
 #[cfg(CONFIG_RNVME_INJECT)]
@@ -81,6 +79,7 @@ use kernel::{
     pci,
     physdma::Registration,
     prelude::*,
+    str::CString,
     sync::{
         atomic::{
             Atomic,
@@ -297,8 +296,9 @@ impl Rnvme {
             handlers: KVec::new(),
         };
         // SAFETY: The driver core drops it when the driver is unbound.
-        let attached =
+        let mut attached =
             unsafe { Attached::new(pdev.as_ref(), PciRegs { pdev, bar, vectors }, irqs, config) }?;
+        attached.open_to_programs(CString::try_from_fmt(fmt!("rnvme{}", instance.0))?)?;
 
         Ok(Bound {
             // SAFETY: As above.
