@@ -16,6 +16,7 @@
 //! - a [`Client`] is the device; [`Client::map`] makes a source visible to it, and returns the
 //!   [`Segments`] that the driver turns into its own descriptors;
 //! - a [`Mapping`] lives in the request's private data and knows what to undo;
+//! - [`Premapped`] memory is mapped once and used many times; a request has a [`PremappedSlice`];
 //! - an [`IovaSpace`] is the two-step IOVA API of the kernel, with its rules in the types;
 //! - [`copy_from`] and its like, and a [`Window`], are for the CPU.
 //!
@@ -36,6 +37,7 @@ mod backend;
 mod bvec;
 mod c_api;
 mod counter;
+mod dependents;
 mod failures;
 mod iova;
 mod map;
@@ -45,6 +47,7 @@ mod mmap;
 mod pinned;
 mod plan;
 mod pool;
+mod premap;
 mod provider;
 mod registry;
 mod route;
@@ -95,6 +98,12 @@ pub use self::pinned::{
     Pinned,
     PinnedBvecs,
     PinnedMapping, //
+};
+pub use self::premap::{
+    OwnedRam,
+    Premapped,
+    PremappedSegments,
+    PremappedSlice, //
 };
 pub use self::provider::{
     Allocation,

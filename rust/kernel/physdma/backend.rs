@@ -61,6 +61,9 @@ impl Iova {
 pub enum Memory {
     /// RAM: kept coherent, and bounced where the device cannot reach it.
     Ram,
+    /// RAM that the device uses itself, as long as it is mapped: it is refused where it would have
+    /// to be bounced, or looked after by the CPU. `DMA_ATTR_REQUIRE_COHERENT`.
+    RamInPlace,
     /// A provider's memory: neither. `DMA_ATTR_MMIO`.
     Mmio,
 }
@@ -70,6 +73,7 @@ impl Memory {
     const fn attrs(self) -> c_ulong {
         match self {
             Self::Ram => 0,
+            Self::RamInPlace => bindings::DMA_ATTR_REQUIRE_COHERENT as c_ulong,
             Self::Mmio => bindings::DMA_ATTR_MMIO as c_ulong,
         }
     }
@@ -184,6 +188,12 @@ pub trait Backend: Copy {
     ///
     /// `ENOMEM`.
     fn topology(self) -> Result<Arc<dyn Topology>>;
+
+    /// The device, where there is one from which a driver can be unbound.
+    #[inline]
+    fn bound_device(&self) -> Option<&Device<Bound>> {
+        None
+    }
 }
 
 /// Like `to_result()`, but what is done for each piece of a request does not call it.
@@ -320,5 +330,10 @@ impl Backend for Dma<'_> {
 
     fn topology(self) -> Result<Arc<dyn Topology>> {
         Ok(Arc::new(Reach::new(self.0), GFP_KERNEL)?)
+    }
+
+    #[inline]
+    fn bound_device(&self) -> Option<&Device<Bound>> {
+        Some(self.0)
     }
 }

@@ -144,7 +144,8 @@ impl<B: Backend> IovaSpace<B, Linking> {
     ///
     /// # Errors
     ///
-    /// - `EOPNOTSUPP`: RAM and a provider's memory are mixed, and the device is not coherent.
+    /// - `EOPNOTSUPP`: RAM and a provider's memory are mixed, and the device is not coherent; or
+    ///   [`Memory::RamInPlace`] is mixed with anything else.
     /// - `EINVAL`: the piece is longer than what is left of the range; or it is the first and does
     ///   not start where in its granule [`Self::try_alloc`] was told; or it is not the first and
     ///   does not start on the IOMMU's granule, or what is linked already does not end on it.
@@ -163,9 +164,13 @@ impl<B: Backend> IovaSpace<B, Linking> {
         if len > self.iova.size() - self.linked {
             return Err(EINVAL);
         }
-        // The two are undone differently where caches have to be looked after.
-        if self.linked > 0 && memory != self.memory && !self.backend.coherent() {
-            return Err(EOPNOTSUPP);
+        // They are undone differently: RAM and a provider's memory where caches have to be looked
+        // after, and what may be bounced and what may not everywhere.
+        if self.linked > 0 && memory != self.memory {
+            let in_place = [memory, self.memory].contains(&Memory::RamInPlace);
+            if in_place || !self.backend.coherent() {
+                return Err(EOPNOTSUPP);
+            }
         }
         if self.linked > 0 {
             // The range starts where the first piece does in its granule, so its end tells where
@@ -199,7 +204,7 @@ impl<B: Backend> IovaSpace<B, Linking> {
         // INVARIANT: `len` more bytes are linked, and there was room for them. If they are another
         // kind than those before, the device is coherent.
         self.linked += len;
-        if memory == Memory::Ram {
+        if memory != Memory::Mmio {
             self.memory = memory;
         }
         Ok(())

@@ -28,6 +28,7 @@ use super::{
         Memory, //
     },
     bvec::wide,
+    dependents::Dependents,
     failures,
     iova::{
         IovaSpace,
@@ -76,6 +77,7 @@ use crate::{
     prelude::*,
     sync::{
         rcu,
+        Arc,
         ArcBorrow, //
     }, //
 };
@@ -118,13 +120,15 @@ use core::marker::PhantomData;
 /// }
 /// ```
 pub struct Client<'a, B: Backend = Dma<'a>> {
-    backend: B,
-    limits: Limits,
+    pub(super) backend: B,
+    pub(super) limits: Limits,
     /// These do not change while a driver is bound.
-    merge_boundary: u64,
+    pub(super) merge_boundary: u64,
     max_bytes: usize,
-    coherent: bool,
+    pub(super) coherent: bool,
     spill: Mempool<Note>,
+    /// What has been mapped for longer than a request.
+    pub(super) dependents: Dependents,
     member: Member,
     _dev: PhantomData<&'a Device<Bound>>,
 }
@@ -195,6 +199,7 @@ impl<'a, B: Backend> Client<'a, B> {
         if max_bytes == 0 {
             return Err(EIO);
         }
+        let member = Member::new(backend.topology()?)?;
         Ok(Self {
             backend,
             limits,
@@ -204,9 +209,15 @@ impl<'a, B: Backend> Client<'a, B> {
             // that can go on, and its buffer comes back when it completes.
             spill: Mempool::new(1, Note::most(limits.max_segments))?,
             coherent: backend.coherent(),
-            member: Member::new(backend.topology()?)?,
+            dependents: Dependents::new(&backend)?,
+            member,
             _dev: PhantomData,
         })
+    }
+
+    /// What there is between the client and `provider`. May sleep.
+    pub(super) fn attachment(&self, provider: &Provider) -> Option<Arc<Attached>> {
+        provider.0.attachment_of(Some(self.member.id()))
     }
 
     /// The most bytes that can be mapped at once.
@@ -223,7 +234,7 @@ impl<'a, B: Backend> Client<'a, B> {
     ///
     /// Why there is none.
     pub fn route(&self, provider: &Provider) -> Result<Route, Refused> {
-        match provider.0.attachment_of(Some(self.member.id())) {
+        match self.attachment(provider) {
             Some(attachment) if !provider.is_revoked() => attachment.route.map(|(route, _)| route),
             _ => Err(Refused::Revoked),
         }
@@ -277,6 +288,13 @@ impl<'a, B: Backend> Client<'a, B> {
         };
         segments.map_all().map_err(failures::count)?;
         Ok(segments)
+    }
+}
+
+impl<B: Backend> Drop for Client<'_, B> {
+    /// Waits until all is unmapped that was mapped for longer than a request. Sleeps.
+    fn drop(&mut self) {
+        self.dependents.wait(&self.backend);
     }
 }
 
@@ -630,7 +648,7 @@ pub struct Segments<'m, 'c, S: Source, B: Backend = Dma<'c>> {
 /// A DMA address in as many bits as any has.
 #[inline]
 #[allow(clippy::unnecessary_cast, reason = "a `DmaAddress` may have 32 bits")]
-const fn wide_dma(dma: DmaAddress) -> u64 {
+pub(super) const fn wide_dma(dma: DmaAddress) -> u64 {
     dma as u64
 }
 

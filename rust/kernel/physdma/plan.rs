@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! How the pieces of a request that is not all of one kind are mapped: [`Plan`].
+//! How the pieces of a request that is not all of one kind are mapped: [`Plan`]; and how the pieces
+//! of a buffer are found without a search: [`Grid`].
 //!
 //! Pure logic, compiled on the host too.
 
@@ -74,5 +75,82 @@ impl Plan {
         let fits = merge_boundary != 0 && self.gaps & merge_boundary == 0;
         let alike = coherent || !(self.ram && self.provider);
         (self.pieces > 1 && fits && alike).then_some(self.bytes)
+    }
+}
+
+/// Cuts a buffer that is made of pieces into units of one size, so that each unit lies in one piece:
+/// the largest power of two that the pieces allow.
+///
+/// # Invariants
+///
+/// `shift` is less than 64, and `skip` less than a unit.
+#[derive(Default)]
+pub(super) struct Grid {
+    shift: u32,
+    /// How much of the first unit lies before the buffer.
+    skip: u64,
+    /// Before it is finished: the lengths of the first and of the last piece, and all bits of the
+    /// lengths of the others.
+    first: u32,
+    last: u32,
+    inner: u32,
+    /// Where the next piece begins, when the starts are asked for.
+    at: u64,
+}
+
+impl Grid {
+    /// Adds the next piece, which is not empty.
+    pub(super) fn add(&mut self, len: u32) {
+        if self.first == 0 {
+            self.first = len;
+            return;
+        }
+        self.inner |= self.last;
+        self.last = len;
+    }
+
+    /// Chooses the unit. Returns whether it is at least `least` bytes, a power of two.
+    pub(super) fn finish(&mut self, least: u64) -> bool {
+        let unit = if self.inner != 0 {
+            1 << self.inner.trailing_zeros()
+        } else {
+            u64::from(self.first.max(self.last)).next_power_of_two()
+        };
+        // INVARIANT: Both are at most 32 bits; and a remainder is less than what it is of.
+        self.shift = unit.trailing_zeros();
+        self.skip = unit.wrapping_sub(self.first.into()) & (unit - 1);
+        self.at = self.skip;
+        unit >= least
+    }
+
+    /// The size of a unit in bytes.
+    #[inline]
+    pub(super) const fn unit(&self) -> u64 {
+        1 << self.shift
+    }
+
+    /// Which unit the byte at `at` of the buffer is in, and where in it.
+    #[inline]
+    pub(super) const fn find(&self, at: u64) -> (usize, u64) {
+        let at = at + self.skip;
+        // CAST: There are not more units than fit a table.
+        ((at >> self.shift) as usize, at & (self.unit() - 1))
+    }
+
+    /// Where the units of the next piece, of `len` bytes, begin: relative to the piece's first byte,
+    /// modulo 2^64. The first unit of a buffer may begin before its first piece does.
+    pub(super) fn starts(&mut self, len: u32) -> impl Iterator<Item = u64> {
+        let (at, unit) = (self.at, self.unit());
+        self.at = at + u64::from(len);
+        let before = at & (unit - 1);
+        let mut next = 0;
+        core::iter::from_fn(move || {
+            if next >= before + u64::from(len) {
+                return None;
+            }
+            let start = next.wrapping_sub(before);
+            next += unit;
+            Some(start)
+        })
     }
 }
