@@ -127,7 +127,7 @@ impl RawBufId {
 
 /// Data to be moved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Transfer {
+pub(crate) struct Io {
     pub(crate) id: u32,
     pub(crate) nsid: u32,
     /// In the buffer, in bytes.
@@ -143,7 +143,7 @@ impl RawIo {
     /// # Errors
     ///
     /// `EINVAL`: what the header does not allow, whatever the disk.
-    pub(crate) fn transfer(&self) -> Result<Transfer> {
+    pub(crate) fn io(&self) -> Result<Io> {
         let raw = &self.0;
 
         if raw.flags != 0
@@ -153,7 +153,7 @@ impl RawIo {
         {
             return Err(EINVAL);
         }
-        Ok(Transfer {
+        Ok(Io {
             id: raw.id,
             nsid: raw.nsid,
             offset: raw.offset,

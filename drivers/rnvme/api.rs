@@ -28,8 +28,7 @@ use kernel::{
     block::mq::{
         DriverOp,
         EndIo,
-        Executed,
-        Passthrough, //
+        Executed, //
     },
     physdma::{
         provider_of,
@@ -67,6 +66,14 @@ impl Way {
             Self::Write => DriverOp::Out,
         }
     }
+
+    /// The operation code of a command that does.
+    pub(crate) fn opcode(self) -> u8 {
+        match self {
+            Self::Read => io::READ,
+            Self::Write => io::WRITE,
+        }
+    }
 }
 
 /// What is to be moved, piece by piece.
@@ -93,19 +100,44 @@ pub(crate) trait Ended: Send + Sync + 'static {
 }
 
 /// A transfer. It has ended when nobody has it any more.
-struct Transfer<E: Ended> {
+pub(crate) struct Transfer<E: Ended> {
     ended: Option<E>,
     /// The first error, or 0.
     error: Atomic<i32>,
 }
 
 impl<E: Ended> Transfer<E> {
-    fn fail(&self, e: Error) {
+    /// A transfer of which `ended` is told the end, maybe by this already.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`, of which `ended` was told.
+    pub(crate) fn new(ended: E) -> Result<Arc<Self>> {
+        let transfer = UniqueArc::new(
+            Self {
+                ended: None,
+                error: Atomic::new(0),
+            },
+            GFP_KERNEL,
+        );
+        match transfer {
+            Ok(mut transfer) => {
+                transfer.ended = Some(ended);
+                Ok(transfer.into())
+            }
+            Err(e) => {
+                ended.ended(Err(ENOMEM));
+                Err(e.into())
+            }
+        }
+    }
+
+    pub(crate) fn fail(&self, e: Error) {
         // Only the first one is told.
         let _ = self.error.cmpxchg(0, e.to_errno(), Relaxed);
     }
 
-    fn result(&self) -> Result {
+    pub(crate) fn result(&self) -> Result {
         match self.error.load(Relaxed) {
             0 => Ok(()),
             errno => Err(Error::from_errno(errno)),
@@ -138,10 +170,34 @@ impl<'a, R: Regs + 'a, E: Ended> EndIo<Ops<'a, R>> for Moving<E> {
 
 /// Who waits for a transfer.
 #[pin_data]
-struct Waiter {
+pub(crate) struct Waiter {
     #[pin]
     done: Completion,
     error: Atomic<i32>,
+}
+
+impl Waiter {
+    /// # Errors
+    ///
+    /// `ENOMEM`.
+    pub(crate) fn new() -> Result<Arc<Self>> {
+        Arc::pin_init(
+            pin_init!(Self {
+                done <- Completion::new(),
+                error: Atomic::new(0),
+            }),
+            GFP_KERNEL,
+        )
+    }
+
+    /// Waits for the end of the transfer that was told of this. Sleeps.
+    pub(crate) fn wait(&self) -> Result {
+        self.done.wait_for_completion();
+        match self.error.load(Relaxed) {
+            0 => Ok(()),
+            errno => Err(Error::from_errno(errno)),
+        }
+    }
 }
 
 impl Ended for Arc<Waiter> {
@@ -257,21 +313,11 @@ impl<'a, R: Regs + 'a> Disk<'a, R> {
     ///
     /// What `parts` say to be RAM is, and nobody else uses it until this returns.
     pub(crate) unsafe fn transfer(&self, way: Way, lba: u64, parts: &[Part<'_>]) -> Result {
-        let waiter = Arc::pin_init(
-            pin_init!(Waiter {
-                done <- Completion::new(),
-                error: Atomic::new(0),
-            }),
-            GFP_KERNEL,
-        )?;
+        let waiter = Waiter::new()?;
 
         // SAFETY: By the safety requirements; this returns when it has ended.
         unsafe { self.start(way, lba, parts, waiter.clone()) };
-        waiter.done.wait_for_completion();
-        match waiter.error.load(Relaxed) {
-            0 => Ok(()),
-            errno => Err(Error::from_errno(errno)),
-        }
+        waiter.wait()
     }
 
     /// Like [`Self::transfer`], but does not wait until it is done: `ended` is told, maybe before
@@ -285,39 +331,12 @@ impl<'a, R: Regs + 'a> Disk<'a, R> {
     /// What `parts` say to be RAM is, and nobody else uses it until `ended` is told: what keeps it is
     /// in `ended`, or lives longer than the disk, but cannot be forgotten.
     pub(crate) unsafe fn start<E: Ended>(&self, way: Way, lba: u64, parts: &[Part<'_>], ended: E) {
-        // SAFETY: By the safety requirements.
-        unsafe { self.start_with(way, lba, parts, None, ended) };
-    }
-
-    /// As [`Self::start`], with `first` the request for the first command. Where that is all of it,
-    /// nothing waits for a tag.
-    ///
-    /// # Safety
-    ///
-    /// As with [`Self::start`].
-    pub(crate) unsafe fn start_with<E: Ended>(
-        &self,
-        way: Way,
-        lba: u64,
-        parts: &[Part<'_>],
-        first: Option<Passthrough<'_, Ops<'a, R>>>,
-        ended: E,
-    ) {
-        let transfer = UniqueArc::new(
-            Transfer {
-                ended: None,
-                error: Atomic::new(0),
-            },
-            GFP_KERNEL,
-        );
-        let Ok(mut transfer) = transfer else {
-            return ended.ended(Err(ENOMEM));
+        let Ok(transfer) = Transfer::new(ended) else {
+            return;
         };
-        transfer.ended = Some(ended);
-        let transfer = Arc::from(transfer);
 
         // SAFETY: By the safety requirements of this function.
-        if let Err(e) = unsafe { self.commands(way, lba, parts, first, &transfer) } {
+        if let Err(e) = unsafe { self.commands(way, lba, parts, &transfer) } {
             transfer.fail(e);
         }
     }
@@ -332,7 +351,6 @@ impl<'a, R: Regs + 'a> Disk<'a, R> {
         way: Way,
         lba: u64,
         parts: &[Part<'_>],
-        mut first: Option<Passthrough<'_, Ops<'a, R>>>,
         transfer: &Arc<Transfer<E>>,
     ) -> Result {
         let mut list = List::new(self.client, parts)?;
@@ -362,14 +380,10 @@ impl<'a, R: Regs + 'a> Disk<'a, R> {
                 EINVAL
             })?;
             let moving = list.take(bytes, transfer)?;
-            let rq = match first.take() {
-                Some(first) => first,
-                None => self.disk.alloc(way.op())?,
-            };
 
             // SAFETY: By the safety requirements of this function: it is kept until it has ended,
             // and with it the transfer.
-            unsafe { self.command(rq, way, lba, moving, bytes) }?;
+            unsafe { self.command(way, lba, moving, bytes) }?;
             lba = lba
                 .checked_add((bytes >> self.lba_shift).into())
                 .ok_or(EINVAL)?;
@@ -384,20 +398,16 @@ impl<'a, R: Regs + 'a> Disk<'a, R> {
     /// What it says to be RAM is, and nobody else uses it until it is dropped.
     unsafe fn command<E: Ended>(
         &self,
-        mut rq: Passthrough<'_, Ops<'a, R>>,
         way: Way,
         lba: u64,
         moving: KBox<Moving<E>>,
         bytes: u32,
     ) -> Result {
-        let opcode = match way {
-            Way::Read => io::READ,
-            Way::Write => io::WRITE,
-        };
         let blocks = u16::try_from(bytes >> self.lba_shift)?;
+        let mut rq = self.disk.alloc(way.op())?;
 
         let data = rq.data_mut();
-        data.command = Command::rw(opcode, self.nsid, lba, blocks, false);
+        data.command = Command::rw(way.opcode(), self.nsid, lba, blocks, false);
         data.status = CommandStatus::INTERNAL;
         // SAFETY: The list is in a box that the request keeps until it has ended; the rest is as the
         // safety requirements say.

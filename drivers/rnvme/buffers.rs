@@ -1,32 +1,32 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Memory that programs have registered, by its number: one [`Table`] for each open file.
+//! Memory that programs have registered, by its number: the [`Buffers`] of each open file.
+//!
+//! It is mapped for the controller when it is registered, and unmapped when nobody needs it any more.
 
-use crate::abi::Memory;
+use crate::{
+    abi::Memory,
+    api::Way, //
+};
 use kernel::{
-    iov::{
-        IovIterDest,
-        P2pPages, //
-    },
+    dma::DataDirection,
     new_mutex,
     pci,
     physdma::{
         providers,
-        Miss,
-        PhysBvec,
+        Client,
         Pinned,
+        Premapped,
+        PremappedSlice,
         Provider,
-        Source, //
+        Refused, //
     },
     prelude::*,
     security::{
         locked_down,
         Lockdown, //
     },
-    sync::{
-        Arc,
-        Mutex, //
-    },
+    sync::Mutex,
     uaccess::UserPtr,
     uapi,
     xarray::{
@@ -35,230 +35,111 @@ use kernel::{
     }, //
 };
 
-/// Memory that can be the data of commands. Dropping it may sleep.
-pub(crate) enum Buffer {
-    /// A provider's. It is not kept: it may go at any time.
-    Provider {
-        memory: Provider,
-        /// In the provider's range, in bytes.
-        offset: u64,
-        bytes: u64,
-    },
-    /// The program's.
-    User(User),
-}
+/// The provider that has `bytes` bytes from `offset` on of a BAR, and where they are in its memory.
+///
+/// # Errors
+///
+/// - `ENXIO`: there is none; or it is a C driver, which hands out its memory by the page.
+/// - `ENOMEM`.
+fn find(address: pci::Address, bar: u8, offset: u64, bytes: u64) -> Result<(Provider, u64)> {
+    for provider in &providers()? {
+        let range = provider.range();
 
-/// Memory of a program.
-///
-/// # Invariants
-///
-/// `pieces` is all of `memory`, in its order, and all of it is RAM.
-pub(crate) struct User {
-    pieces: KVVec<PhysBvec>,
-    memory: Pinned,
-}
-
-/// A part of a buffer, for one transfer.
-///
-/// # Invariants
-///
-/// What is not a provider's is RAM, which stays as long as the buffer.
-pub(crate) struct Slice {
-    pub(crate) pieces: KVec<PhysBvec>,
-    pub(crate) is_ram: bool,
-}
-
-impl Buffer {
-    /// Makes a buffer of `memory`. Sleeps.
-    ///
-    /// # Errors
-    ///
-    /// - `ENXIO`: nobody has opened that memory.
-    /// - `EPERM`: programs may not access PCI devices.
-    /// - `EFAULT`: the program does not have that memory, may not write to it, or no device can
-    ///   reach it.
-    /// - `ENOMEM`.
-    pub(crate) fn new(memory: Memory) -> Result<Self> {
-        match memory {
-            Memory::Provider {
-                address,
-                bar,
-                offset,
-                bytes,
-            } => {
-                locked_down(Lockdown::PciAccess)?;
-                Self::of_provider(address, bar, offset, bytes)
-            }
-            Memory::User { address, bytes } => Ok(Self::User(User::new(
-                usize::try_from(address).map_err(|_| EFAULT)?,
-                usize::try_from(bytes).map_err(|_| EFAULT)?,
-            )?)),
+        if range.device().address() != address || range.bar() != bar || provider.has_pages() {
+            continue;
         }
-    }
-
-    fn of_provider(address: pci::Address, bar: u8, offset: u64, bytes: u64) -> Result<Self> {
-        for memory in &providers()? {
-            let range = memory.range();
-
-            if range.device().address() != address || range.bar() != bar {
-                continue;
-            }
-            // The range begins somewhere in the BAR.
-            let length = u64::from(range.last() - range.first());
-            match offset.checked_sub(range.start()) {
-                // Less than its end, which need not have a number.
-                Some(offset) if offset.checked_add(bytes - 1).is_some_and(|l| l <= length) => {
-                    return Ok(Self::Provider {
-                        memory: memory.clone(),
-                        offset,
-                        bytes,
-                    });
-                }
-                _ => (),
-            }
-        }
-        Err(ENXIO)
-    }
-
-    /// The part of it from `offset` on that is `bytes` long.
-    ///
-    /// # Errors
-    ///
-    /// - `ERANGE`: it has no such part.
-    /// - `ENODEV`: its memory has gone.
-    /// - `ENOMEM`.
-    pub(crate) fn slice(&self, offset: u64, bytes: u32) -> Result<Slice> {
-        let length = match self {
-            Self::Provider { bytes, .. } => *bytes,
-            Self::User(user) => user.memory.len() as u64,
+        // Of the last byte, as the end need not have a number. CAST: It has no more bits.
+        let last = (range.last() - range.first()) as u64;
+        let Some(offset) = offset.checked_sub(range.start()) else {
+            continue;
         };
-        let end = offset.checked_add(bytes.into()).ok_or(ERANGE)?;
-        if end > length {
-            return Err(ERANGE);
+        if offset.checked_add(bytes - 1).is_some_and(|end| end <= last) {
+            return Ok((provider.clone(), offset));
         }
+    }
+    Err(ENXIO)
+}
 
-        match self {
-            Self::Provider {
-                memory,
-                offset: start,
-                ..
-            } => {
-                if memory.is_revoked() {
-                    return Err(ENODEV);
-                }
-                let mut pieces = KVec::with_capacity(1, GFP_KERNEL)?;
-                pieces.push(memory.bvec(start + offset, bytes)?, GFP_KERNEL)?;
-                Ok(Slice {
-                    pieces,
-                    is_ram: false,
-                })
-            }
-            Self::User(user) => user.slice(offset, bytes),
+/// Maps `memory` for `client`. Sleeps.
+///
+/// # Errors
+///
+/// Those of `RNVME_IOC_BUF_REGISTER`.
+fn map<'a>(client: &'a Client<'a>, memory: Memory) -> Result<Premapped<'a>> {
+    match memory {
+        Memory::Provider {
+            address,
+            bar,
+            offset,
+            bytes,
+        } => {
+            locked_down(Lockdown::PciAccess)?;
+            let (provider, offset) = find(address, bar, offset, bytes)?;
+            client.route(&provider).map_err(|refused| match refused {
+                Refused::Revoked => ENODEV,
+                _ => EHOSTUNREACH,
+            })?;
+            client.premap_provider(&provider, offset, bytes, DataDirection::Bidirectional)
+        }
+        Memory::User { address, bytes } => {
+            let address = usize::try_from(address).map_err(|_| EFAULT)?;
+            let bytes = usize::try_from(bytes).map_err(|_| EFAULT)?;
+            let pinned = Pinned::long_term(UserPtr::from_addr(address), bytes)?;
+
+            client
+                .premap(pinned, DataDirection::Bidirectional)
+                // That would say that the program may not.
+                .map_err(|e| if e == EPERM { EOPNOTSUPP } else { e })
         }
     }
 }
 
-impl User {
-    fn new(address: usize, bytes: usize) -> Result<Self> {
-        let mut iov = IovIterDest::from_user(UserPtr::from_addr(address), bytes)?;
-        let memory = Pinned::from_device(&mut iov, bytes, P2pPages::Refuse)?;
-        let mut pieces = KVVec::new();
-
-        // It may be less: a system call would have moved so much.
-        if memory.len() != bytes {
-            return Err(EFAULT);
-        }
-        // SAFETY: Nothing is mapped before this is a `User`, and then of `Slice`s.
-        let mut source = unsafe { memory.bvecs() };
-        while let Some(piece) = source.next() {
-            if source.miss() != Miss::Ram {
-                return Err(EFAULT);
-            }
-            pieces.push(piece, GFP_KERNEL)?;
-        }
-        // INVARIANT: Just made so.
-        Ok(Self { pieces, memory })
-    }
-
-    fn slice(&self, offset: u64, bytes: u32) -> Result<Slice> {
-        let (mut skip, mut left) = (offset, bytes);
-        let mut pieces = KVec::new();
-
-        for &piece in &self.pieces {
-            if left == 0 {
-                break;
-            }
-            if skip >= piece.len().into() {
-                skip -= u64::from(piece.len());
-                continue;
-            }
-            let piece = match skip {
-                0 => piece,
-                // CAST: Less than its length, so that there is a rest.
-                _ => piece.split(skip as u32).1.ok_or(ERANGE)?,
-            };
-            skip = 0;
-            let (first, _) = piece.split(left);
-            left -= first.len();
-            pieces.push(first, GFP_KERNEL)?;
-        }
-        // INVARIANT: By the type invariants it is RAM, and pinned.
-        Ok(Slice {
-            pieces,
-            is_ram: true,
-        })
-    }
-}
-
-/// The buffers of an open file.
+/// The buffers of an open file. Dropping them does not wait for the device.
 #[pin_data]
-pub(crate) struct Table {
+pub(crate) struct Buffers<'a> {
+    client: &'a Client<'a>,
     /// From 1 on. Looked at under its own lock only, for a moment.
     #[pin]
-    buffers: XArray<Arc<Buffer>>,
+    list: XArray<KBox<Premapped<'a>>>,
     /// Held by whoever looks for a number.
     #[pin]
     numbering: Mutex<()>,
 }
 
-impl Table {
-    pub(crate) fn new() -> Result<Arc<Self>> {
-        Arc::pin_init(
-            pin_init!(Self {
-                buffers <- XArray::new(AllocKind::Alloc1),
-                numbering <- new_mutex!(()),
-            }),
-            GFP_KERNEL,
-        )
+impl<'a> Buffers<'a> {
+    pub(crate) fn new(client: &'a Client<'a>) -> impl PinInit<Self> {
+        pin_init!(Self {
+            client,
+            list <- XArray::new(AllocKind::Alloc1),
+            numbering <- new_mutex!(()),
+        })
     }
 
-    /// Enters a buffer, and returns its number. Sleeps.
+    /// Registers `memory`, and returns its number. Sleeps.
+    ///
+    /// # Errors
+    ///
+    /// Those of `RNVME_IOC_BUF_REGISTER`.
+    pub(crate) fn register(&self, memory: Memory) -> Result<u32> {
+        self.add(KBox::new(map(self.client, memory)?, GFP_KERNEL)?)
+    }
+
+    /// Gives a buffer a number. Sleeps.
     ///
     /// # Errors
     ///
     /// - `ENOSPC`: there are too many.
     /// - `ENOMEM`.
-    pub(crate) fn add(&self, buffer: Buffer) -> Result<u32> {
-        let buffer = Arc::new(buffer, GFP_KERNEL)?;
+    pub(crate) fn add(&self, buffer: KBox<Premapped<'a>>) -> Result<u32> {
         let _numbering = self.numbering.lock();
         let id = (1..=uapi::RNVME_MAX_BUFS)
-            .find(|&id| self.buffers.lock().get(id as usize).is_none())
+            .find(|&id| self.list.lock().get(id as usize).is_none())
             .ok_or(ENOSPC)?;
 
         // It was free, and others who look for one wait.
-        let stored = self.buffers.lock().store(id as usize, buffer, GFP_KERNEL);
-        stored.map(|_| id).map_err(|e| e.error)
-    }
-
-    /// Buffer number `id`.
-    ///
-    /// # Errors
-    ///
-    /// `ENOENT`: there is none.
-    pub(crate) fn get(&self, id: u32) -> Result<Arc<Buffer>> {
-        let buffers = self.buffers.lock();
-
-        buffers.get(id as usize).map(Arc::from).ok_or(ENOENT)
+        let stored = self.list.lock().store(id as usize, buffer, GFP_KERNEL);
+        stored.map_err(|e| e.error)?;
+        Ok(id)
     }
 
     /// Removes buffer number `id`. Sleeps.
@@ -266,17 +147,38 @@ impl Table {
     /// # Errors
     ///
     /// `ENOENT`: there is none.
-    pub(crate) fn remove(&self, id: u32) -> Result {
-        // It may be dropped, which sleeps: not with the lock held.
-        let buffer = self.buffers.lock().remove(id as usize);
+    pub(crate) fn unregister(&self, id: u32) -> Result {
+        // Dropping it may sleep, which is not for when the lock is held.
+        let buffer = self.list.lock().remove(id as usize);
 
         buffer.map(drop).ok_or(ENOENT)
     }
 
-    /// Removes all buffers. Sleeps.
-    pub(crate) fn clear(&self) {
-        for id in 1..=uapi::RNVME_MAX_BUFS {
-            let _ = self.remove(id);
+    /// A part of buffer number `id`, for one command.
+    ///
+    /// # Errors
+    ///
+    /// - `ENOENT`: there is no such buffer.
+    /// - `ERANGE`: it has no such part.
+    /// - `ENODEV`: its memory has gone.
+    pub(crate) fn slice(
+        &self,
+        id: u32,
+        offset: u64,
+        bytes: u32,
+        way: Way,
+    ) -> Result<PremappedSlice<'a>> {
+        let dir = match way {
+            Way::Read => DataDirection::FromDevice,
+            Way::Write => DataDirection::ToDevice,
+        };
+        let list = self.list.lock();
+        let buffer = list.get(id as usize).ok_or(ENOENT)?;
+
+        match buffer.slice(offset, bytes, dir) {
+            // A program would think that it has passed a wrong address.
+            Err(e) if e == EFAULT => Err(ERANGE),
+            slice => slice,
         }
     }
 }

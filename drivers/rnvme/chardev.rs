@@ -2,28 +2,23 @@
 
 //! The file of a controller, `/dev/rnvme0` and so on: what `include/uapi/linux/rnvme.h` describes.
 //!
-//! Programs may have it open longer than the controller is there. What an open file has is its
-//! [`Table`] of buffers and, lent to it, a [`Passage`] to the disks.
+//! Programs may have it open longer than the controller is there. What an open file does is done by
+//! a [`Session`], which has its buffers and belongs to the controller: it is lent to the file.
 
 #[cfg(CONFIG_IO_URING)]
-use crate::abi::RawIo;
+use crate::api::Ended;
 use crate::{
     abi::{
         self,
+        Io,
+        Memory,
         RawBuf,
         RawBufId,
-        Transfer, //
+        RawIo, //
     },
-    api::{
-        Ended,
-        Way, //
-    },
+    api::Way,
     block::Disk,
-    buffers::{
-        Buffer,
-        Slice,
-        Table, //
-    },
+    buffers::Buffers,
     regs::Regs, //
 };
 #[cfg(CONFIG_IO_URING)]
@@ -52,8 +47,7 @@ use kernel::{
     new_mutex,
     physdma::{
         Client,
-        Part,
-        Refused, //
+        PremappedSlice, //
     },
     prelude::*,
     str::CString,
@@ -71,133 +65,235 @@ use kernel::{
     }, //
 };
 
-/// What open files do with a controller, as long as it is there.
-pub(crate) trait Passage: Send + Sync {
-    /// Fails unless the controller can reach the memory.
+/// What an open file does with a controller.
+pub(crate) trait Session: Send + Sync {
+    /// Registers a buffer. Sleeps.
     ///
     /// # Errors
     ///
-    /// - `EHOSTUNREACH`: it has no route.
-    /// - `ENODEV`: the memory is going away.
-    fn reaches(&self, buffer: &Buffer) -> Result;
+    /// Those of `RNVME_IOC_BUF_REGISTER`.
+    fn register(&self, memory: Memory) -> Result<u32>;
+
+    /// Lets go of a buffer. Sleeps.
+    ///
+    /// # Errors
+    ///
+    /// `ENOENT`: there is no such buffer.
+    fn unregister(&self, id: u32) -> Result;
 
     /// Moves data. Sleeps until that is done.
     ///
     /// # Errors
     ///
     /// Those of `RNVME_IOC_IO`.
-    fn transfer(&self, io: &Transfer, buffer: &Buffer) -> Result;
+    fn transfer(&self, io: &Io) -> Result;
 
     /// Begins to move data, as a command asks for that it ends.
     #[cfg(CONFIG_IO_URING)]
-    fn issue<'c>(&self, io: &Transfer, buffer: Arc<Buffer>, cmd: IoUringCmd<'c>) -> Issued<'c>;
+    fn issue<'c>(&self, io: &Io, cmd: IoUringCmd<'c>) -> Issued<'c>;
 }
 
-/// The way to the disks of a controller.
+type LentSession = ForLt!(for<'a> Arc<dyn Session + 'a>);
+
+/// What opens a file of a controller.
+pub(crate) trait Opener: Send + Sync {
+    /// Makes a session, which stays until it is closed, or until the controller goes. Sleeps.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`.
+    fn open(&self) -> Result<Borrower<LentSession>>;
+
+    /// Ends a session. Waits for who is using it, but for nothing else. Sleeps.
+    fn close(&self, session: &Borrower<LentSession>);
+}
+
+type LentOpener = ForLt!(for<'a> Arc<dyn Opener + 'a>);
+
+/// The disks of a controller.
 pub(crate) struct Disks<'a, R: Regs> {
-    /// By their numbers.
-    disks: KVec<Arc<Disk<'a, R>>>,
+    list: KVec<Arc<Disk<'a, R>>>,
     client: &'a Client<'a>,
 }
 
-impl<'a, R: Regs + 'a> Disks<'a, R> {
-    /// Sleeps.
-    pub(crate) fn new(disks: KVec<Arc<Disk<'a, R>>>, client: &'a Client<'a>) -> Self {
-        Self { disks, client }
+/// One open file, of a controller that is there.
+#[pin_data]
+struct Opened<'a, R: Regs> {
+    disks: Arc<Disks<'a, R>>,
+    #[pin]
+    buffers: Buffers<'a>,
+}
+
+/// All that are open.
+#[pin_data]
+pub(crate) struct Sessions<'a, R: Regs> {
+    disks: Arc<Disks<'a, R>>,
+    #[pin]
+    list: Mutex<KVec<Lender<'a, LentSession>>>,
+}
+
+impl<'a, R: Regs + 'a> Sessions<'a, R> {
+    /// Of files by which programs get to these disks.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`.
+    ///
+    /// # Safety
+    ///
+    /// The result must not be forgotten: it must be dropped before `'a` ends.
+    pub(crate) unsafe fn new(
+        list: KVec<Arc<Disk<'a, R>>>,
+        client: &'a Client<'a>,
+    ) -> Result<Arc<Self>> {
+        let disks = Arc::new(Disks { list, client }, GFP_KERNEL)?;
+
+        Arc::pin_init(
+            pin_init!(Self {
+                disks,
+                list <- new_mutex!(KVec::new()),
+            }),
+            GFP_KERNEL,
+        )
+    }
+}
+
+impl<'a, R: Regs + 'a> Opener for Sessions<'a, R> {
+    fn open(&self) -> Result<Borrower<LentSession>> {
+        let opened = Arc::pin_init(
+            pin_init!(Opened {
+                disks: self.disks.clone(),
+                buffers <- Buffers::new(self.disks.client),
+            }),
+            GFP_KERNEL,
+        )?;
+        // SAFETY: It is not forgotten unless `self` is.
+        let lender = unsafe { Lender::<'a, LentSession>::new(opened) }?;
+        let borrower = lender.borrower();
+
+        self.list.lock().push(lender, GFP_KERNEL)?;
+        Ok(borrower)
     }
 
-    /// The disk that `io` is about, and the memory.
-    fn prepare(&self, io: &Transfer, buffer: &Buffer) -> Result<(&Disk<'a, R>, Slice)> {
-        let disk = self.disks.iter().find(|d| d.nsid == io.nsid).ok_or(ENXIO)?;
+    fn close(&self, session: &Borrower<LentSession>) {
+        let closed = {
+            let mut list = self.list.lock();
+            let at = list.iter().position(|lender| lender.lends_to(session));
+
+            at.and_then(|at| list.remove(at).ok())
+        };
+        // It waits: not with the lock held.
+        drop(closed);
+    }
+}
+
+impl<'a, R: Regs + 'a> Opened<'a, R> {
+    /// The disk that `io` is about.
+    fn disk(&self, io: &Io) -> Result<&Disk<'a, R>> {
+        let found = self.disks.list.iter().find(|disk| disk.nsid == io.nsid);
+        let disk = found.ok_or(ENXIO)?;
 
         disk.check(io.way, io.lba, io.bytes)?;
-        let slice = buffer.slice(io.offset, io.bytes)?;
+        Ok(disk)
+    }
+
+    /// `bytes` bytes of the buffer, `at` bytes into what is to be moved.
+    fn slice(&self, io: &Io, at: u32, bytes: u32) -> Result<PremappedSlice<'a>> {
+        let offset = io.offset.checked_add(at.into()).ok_or(ERANGE)?;
+        let slice = self.buffers.slice(io.id, offset, bytes, io.way)?;
+
         // What commands must begin with.
-        if slice
-            .pieces
-            .first()
-            .is_none_or(|piece| piece.phys() % 4 != 0)
-        {
-            return Err(EINVAL);
+        match slice.segments().next()? {
+            Some(first) if first.dma % 4 == 0 => Ok(slice),
+            _ => Err(EINVAL),
         }
-        Ok((disk, slice))
+    }
+
+    /// A slice for each of several commands.
+    fn slices(&self, disk: &Disk<'a, R>, io: &Io) -> Result<KVec<PremappedSlice<'a>>> {
+        let mut slices = KVec::new();
+        let mut at = 0;
+
+        // Beyond the end is beyond it, whatever there is before.
+        drop(self.slice(io, 0, io.bytes)?);
+        while at < io.bytes {
+            let bytes = disk.most().min(io.bytes - at);
+
+            slices.push(self.slice(io, at, bytes)?, GFP_KERNEL)?;
+            at += bytes;
+        }
+        Ok(slices)
     }
 }
 
-impl Slice {
-    fn part(&self) -> Part<'_> {
-        match self.is_ram {
-            true => Part::Ram(&self.pieces),
-            false => Part::Provider(&self.pieces),
-        }
-    }
-}
-
-impl<'a, R: Regs + 'a> Passage for Disks<'a, R> {
-    fn reaches(&self, buffer: &Buffer) -> Result {
-        let Buffer::Provider { memory, .. } = buffer else {
-            return Ok(());
-        };
-        match self.client.route(memory) {
-            Ok(_) => Ok(()),
-            Err(Refused::Revoked) => Err(ENODEV),
-            Err(_) => Err(EHOSTUNREACH),
-        }
+impl<'a, R: Regs + 'a> Session for Opened<'a, R> {
+    fn register(&self, memory: Memory) -> Result<u32> {
+        self.buffers.register(memory)
     }
 
-    fn transfer(&self, io: &Transfer, buffer: &Buffer) -> Result {
-        let (disk, slice) = self.prepare(io, buffer)?;
+    fn unregister(&self, id: u32) -> Result {
+        self.buffers.unregister(id)
+    }
 
-        // SAFETY: By the type invariants of `Slice`, and `buffer` lives longer. The program may use
-        // its memory meanwhile, but the kernel does not.
-        unsafe { disk.transfer(io.way, io.lba, &[slice.part()]) }
+    fn transfer(&self, io: &Io) -> Result {
+        let disk = self.disk(io)?;
+
+        if io.bytes <= disk.most() {
+            disk.move_slice(io, self.slice(io, 0, io.bytes)?)
+        } else {
+            disk.move_slices(io, self.slices(disk, io)?)
+        }
     }
 
     #[cfg(CONFIG_IO_URING)]
-    fn issue<'c>(&self, io: &Transfer, buffer: Arc<Buffer>, cmd: IoUringCmd<'c>) -> Issued<'c> {
-        let prepared = self.prepare(io, &buffer).and_then(|(disk, slice)| {
-            let first = match cmd.may_sleep() {
-                true => None,
-                // There are no tags to be had for more commands without waiting.
-                false if io.bytes > disk.rules.max_bytes => return Err(EAGAIN),
-                false => Some(disk.disk.try_alloc(io.way.op())?),
-            };
-            Ok((disk, slice, first))
-        });
-        let (disk, slice, first) = match prepared {
-            Ok(prepared) => prepared,
+    fn issue<'c>(&self, io: &Io, cmd: IoUringCmd<'c>) -> Issued<'c> {
+        let disk = match self.disk(io) {
+            Ok(disk) => disk,
             Err(e) => return cmd.done(Err(e)),
         };
-        let (queued, issued) = cmd.queue(buffer);
 
-        // SAFETY: As above; the command has the buffer, and ends with the transfer.
-        unsafe { disk.start_with(io.way, io.lba, &[slice.part()], first, queued) };
+        if io.bytes <= disk.most() {
+            let prepared = self.slice(io, 0, io.bytes).and_then(|slice| {
+                let rq = match cmd.may_sleep() {
+                    true => disk.disk.alloc(io.way.op())?,
+                    false => disk.disk.try_alloc(io.way.op())?,
+                };
+                Ok((rq, slice))
+            });
+            let (rq, slice) = match prepared {
+                Ok(prepared) => prepared,
+                Err(e) => return cmd.done(Err(e)),
+            };
+            let (queued, issued) = cmd.queue(());
+
+            disk.start_slice(rq, io, slice, queued);
+            return issued;
+        }
+
+        let slices = match self.slices(disk, io) {
+            // There are no tags to be had for several commands without waiting.
+            Ok(_) if !cmd.may_sleep() => return cmd.done(Err(EAGAIN)),
+            Ok(slices) => slices,
+            Err(e) => return cmd.done(Err(e)),
+        };
+        let (queued, issued) = cmd.queue(());
+
+        disk.start_slices(io, slices, queued);
         issued
     }
 }
 
 #[cfg(CONFIG_IO_URING)]
-impl Ended for QueuedCmd<Arc<Buffer>> {
+impl Ended for QueuedCmd<()> {
     fn ended(self, result: Result) {
         self.complete(result.map(|()| 0));
     }
 }
 
-type Lent = ForLt!(for<'a> KBox<dyn Passage + 'a>);
-
-/// What all open files of a controller know of.
-#[pin_data]
-pub(crate) struct Node {
-    passage: Borrower<Lent>,
-    /// The buffers of each.
-    #[pin]
-    tables: Mutex<KVec<Arc<Table>>>,
-}
-
 /// An open file.
 pub(crate) struct OpenFile {
-    node: Arc<Node>,
-    table: Arc<Table>,
+    opener: Borrower<LentOpener>,
+    session: Borrower<LentSession>,
 }
 
 /// Fails unless the caller may.
@@ -217,37 +313,24 @@ fn opened_for(way: Way, file: &File) -> Result {
 }
 
 impl OpenFile {
-    /// Registers a buffer.
-    fn register(&self, passage: &dyn Passage, buf: &RawBuf) -> Result<u32> {
-        let buffer = Buffer::new(buf.memory()?)?;
-
-        passage.reaches(&buffer)?;
-        self.table.add(buffer)
-    }
-
     /// What is to be moved, by a file that is open for that.
-    fn transfer(file: &File, io: &RawIo) -> Result<Transfer> {
-        let io = io.transfer()?;
+    fn io(file: &File, raw: &RawIo) -> Result<Io> {
+        let io = raw.io()?;
 
         opened_for(io.way, file)?;
         Ok(io)
     }
 
     /// Does `f` as long as the controller is there.
-    fn with<T>(&self, f: impl FnOnce(&dyn Passage) -> Result<T>) -> Result<T> {
-        self.node
-            .passage
-            .with(|passage| f(&**passage))
-            .ok_or(ENODEV)?
+    fn with<T>(&self, f: impl FnOnce(&dyn Session) -> Result<T>) -> Result<T> {
+        self.session.with(|session| f(&**session)).ok_or(ENODEV)?
     }
 }
 
 impl Drop for OpenFile {
     fn drop(&mut self) {
-        self.node
-            .tables
-            .lock()
-            .retain(|table| !Arc::ptr_eq(table, &self.table));
+        // Where the controller has gone, so has the session.
+        let _ = self.opener.with(|opener| opener.close(&self.session));
     }
 }
 
@@ -261,15 +344,14 @@ fn read<T: FromBytes>(arg: usize) -> Result<T> {
 #[vtable]
 impl MiscDevice for OpenFile {
     type Ptr = KBox<Self>;
-    type RegistrationData = Arc<Node>;
+    type RegistrationData = Borrower<LentOpener>;
 
     fn open(_file: &File, misc: &MiscDeviceRegistration<Self>) -> Result<KBox<Self>> {
         allowed()?;
-        let table = Table::new()?;
-        let node = misc.data().clone();
+        let opener = misc.data().clone();
+        let session = opener.with(|opener| opener.open()).ok_or(ENODEV)??;
 
-        node.tables.lock().push(table.clone(), GFP_KERNEL)?;
-        Ok(KBox::new(Self { node, table }, GFP_KERNEL)?)
+        Ok(KBox::new(Self { opener, session }, GFP_KERNEL)?)
     }
 
     fn ioctl(this: &Self, file: &File, cmd: u32, arg: usize) -> Result<isize> {
@@ -277,23 +359,28 @@ impl MiscDevice for OpenFile {
         match cmd {
             abi::BUF_REGISTER => {
                 let mut buf = read::<RawBuf>(arg)?;
+                let memory = buf.memory()?;
 
-                buf.0.id = this.with(|passage| this.register(passage, &buf))?;
-                UserSlice::new(UserPtr::from_addr(arg), size_of::<RawBuf>())
-                    .writer()
-                    .write(&buf)
-                    // The program would never know the number.
-                    .inspect_err(|_| drop(this.table.remove(buf.0.id)))?;
+                this.with(|session| {
+                    buf.0.id = session.register(memory)?;
+                    UserSlice::new(UserPtr::from_addr(arg), size_of::<RawBuf>())
+                        .writer()
+                        .write(&buf)
+                        .inspect_err(|_| {
+                            // The program would never know the number.
+                            let _ = session.unregister(buf.0.id);
+                        })
+                })?;
             }
             abi::BUF_UNREGISTER => {
                 let id = read::<RawBufId>(arg)?.id()?;
 
-                this.with(|_| this.table.remove(id))?;
+                this.with(|session| session.unregister(id))?;
             }
             abi::IO => {
-                let io = Self::transfer(file, &read(arg)?)?;
+                let io = Self::io(file, &read(arg)?)?;
 
-                this.with(|passage| passage.transfer(&io, &*this.table.get(io.id)?))?;
+                this.with(|session| session.transfer(&io))?;
             }
             _ => return Err(ENOTTY),
         }
@@ -302,38 +389,33 @@ impl MiscDevice for OpenFile {
 
     #[cfg(CONFIG_IO_URING)]
     fn uring_cmd<'c>(this: &Self, file: &File, cmd: IoUringCmd<'c>) -> Issued<'c> {
-        let prepare = || -> Result<_> {
+        let prepare = || {
             allowed()?;
             if cmd.op() != abi::IO {
                 return Err(EOPNOTSUPP);
             }
-            let io = Self::transfer(file, &cmd.read()?)?;
-            let buffer = this.table.get(io.id);
-            Ok((io, buffer))
-        };
-        let (io, buffer) = match prepare() {
-            Ok(prepared) => prepared,
-            Err(e) => return cmd.done(Err(e)),
+            let io = Self::io(file, &cmd.read()?)?;
+            Ok((io, this.session.borrow().ok_or(ENODEV)?))
         };
 
-        match (buffer, this.node.passage.borrow()) {
-            (_, None) => cmd.done(Err(ENODEV)),
-            (Err(e), _) => cmd.done(Err(e)),
-            (Ok(buffer), Some(passage)) => passage.with(|passage| passage.issue(&io, buffer, cmd)),
+        match prepare() {
+            Ok((io, session)) => session.with(|session| session.issue(&io, cmd)),
+            Err(e) => cmd.done(Err(e)),
         }
     }
 }
 
-/// The file of a controller, for programs to open. Dropping it waits for what programs do with the
-/// controller, and lets go of all that they have registered. Sleeps.
+/// The file of a controller, for programs to open. Dropping it waits for what programs are doing, and
+/// lets go of all that they have registered: what is under way keeps its memory until it has ended.
+/// Sleeps.
 pub(crate) struct CharDev<'a> {
-    misc: Option<Pin<KBox<MiscDeviceRegistration<OpenFile>>>>,
-    passage: Option<Lender<'a, Lent>>,
-    node: Arc<Node>,
+    /// Dropped first, so that nobody opens it any more.
+    _misc: Pin<KBox<MiscDeviceRegistration<OpenFile>>>,
+    _opener: Lender<'a, LentOpener>,
 }
 
 impl<'a> CharDev<'a> {
-    /// Makes the file `name`, by which programs get to what `passage` leads to. Sleeps.
+    /// Makes the file `name`, which is opened by `opener`. Sleeps.
     ///
     /// # Errors
     ///
@@ -345,37 +427,15 @@ impl<'a> CharDev<'a> {
     pub(crate) unsafe fn new(
         name: CString,
         dev: &Device<Bound>,
-        passage: impl Passage + 'a,
+        opener: Arc<dyn Opener + 'a>,
     ) -> Result<Self> {
-        let passage: KBox<dyn Passage + 'a> = KBox::new(passage, GFP_KERNEL)?;
         // SAFETY: It is not forgotten unless the result is.
-        let passage = unsafe { Lender::<'a, Lent>::new(passage) }?;
-        let borrower = passage.borrower();
-        let node = Arc::pin_init(
-            pin_init!(Node {
-                passage: borrower,
-                tables <- new_mutex!(KVec::new()),
-            }),
-            GFP_KERNEL,
-        )?;
-        let misc = MiscDeviceRegistration::register_one(name, Some(dev), node.clone());
+        let opener = unsafe { Lender::<'a, LentOpener>::new(opener) }?;
+        let misc = MiscDeviceRegistration::register_one(name, Some(dev), opener.borrower());
 
         Ok(Self {
-            misc: Some(KBox::pin_init(misc, GFP_KERNEL)?),
-            passage: Some(passage),
-            node,
+            _misc: KBox::pin_init(misc, GFP_KERNEL)?,
+            _opener: opener,
         })
-    }
-}
-
-impl Drop for CharDev<'_> {
-    fn drop(&mut self) {
-        // Nobody opens it any more.
-        self.misc = None;
-        // Nobody is using it any more, and nobody registers anything.
-        self.passage = None;
-        for table in self.node.tables.lock().iter() {
-            table.clear();
-        }
     }
 }

@@ -12,7 +12,7 @@ use crate::{
     },
     chardev::{
         CharDev,
-        Disks, //
+        Sessions, //
     },
     counters::Counters,
     ctrl::{
@@ -640,10 +640,10 @@ impl<'a, R: Regs + 'a, I: Interrupts<'a, R>> Attached<'a, R, I> {
         for disk in self.nvme.disks.lock().iter() {
             disks.push(disk.clone(), GFP_KERNEL)?;
         }
-        let disks = Disks::new(disks, self.nvme.tags.data().client);
-
         // SAFETY: It is not forgotten unless `self` is.
-        self.file = Some(unsafe { CharDev::new(name, self.nvme.ctrl.dev, disks) }?);
+        let sessions = unsafe { Sessions::new(disks, self.nvme.tags.data().client) }?;
+        // SAFETY: As above.
+        self.file = Some(unsafe { CharDev::new(name, self.nvme.ctrl.dev, sessions) }?);
         Ok(())
     }
 }

@@ -40,6 +40,10 @@ mod mixed;
 mod namespaces;
 #[path = "../../drivers/rnvme/nvme.rs"]
 mod nvme;
+#[path = "../../drivers/rnvme/premapped.rs"]
+mod premapped;
+#[path = "rnvme/programs.rs"]
+mod programs;
 #[path = "../../drivers/rnvme/prp.rs"]
 mod prp;
 #[path = "../../drivers/rnvme/queue.rs"]

@@ -37,6 +37,7 @@
  * controller goes; I/O that is under way then is finished first. Memory of a PCI
  * device is not kept by a buffer: when the device goes, or its driver, I/O to
  * the buffer fails, then and ever after, though the same device may come back.
+ * Nothing but I/O that is under way is waited for then.
  *
  * When the controller goes, the open file stays, but whatever is done with it
  * fails with ENODEV.
@@ -98,14 +99,17 @@
  *
  * EINVAL	there is no such kind, @length is 0, or more than
  *		RNVME_MAX_USER_BYTES of memory of the program; the range wraps
- * ENXIO	no driver has opened all of that range of that BAR
+ * ENXIO	no driver has opened all of that range of that BAR; or it has, but
+ *		hands out the memory by its pages, as the C driver nvme does
  * ENODEV	the provider is going away
  * EHOSTUNREACH	the controller has no way to that memory; why, is in
  *		/sys/kernel/debug/physdma/routes, if the kernel has it
  * EPERM	the kernel is locked down
  * EFAULT	not all of the program's memory is there and can be written, or
  *		it is nothing that other devices can reach
- * ENOMEM	RLIMIT_MEMLOCK
+ * EOPNOTSUPP	memory of programs would have to be copied on its way, or caches
+ *		be looked after; the log has which
+ * ENOMEM	RLIMIT_MEMLOCK; or there is no room left in the IOMMU
  * ENOSPC	there are RNVME_MAX_BUFS buffers already
  */
 struct rnvme_buf {
