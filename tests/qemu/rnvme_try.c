@@ -18,6 +18,7 @@
  * byte		the byte at `offset` of the own memory
  * ioctl	number `nr`, with no argument
  * bad		struct rnvme_io at an address that is not the program's
+ * limit	lets itself lock `nr` bytes, and gives up CAP_IPC_LOCK
  * drop		becomes the user nobody, without any capability
  * open		opens the file again
  * sleep	waits `ms` milliseconds
@@ -28,12 +29,15 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <grp.h>
+#include <linux/capability.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include "ring.h"
@@ -46,23 +50,40 @@ static struct ring ring;
 static unsigned int waiting;
 static unsigned char *own;
 
-#define FIELD(s, name) { #name, &s.name, sizeof(s.name) }
 static const struct {
 	const char *name;
 	void *at;
 	size_t size;
 } fields[] = {
-	FIELD(buf, kind), FIELD(buf, flags), FIELD(buf, domain), FIELD(buf, bus),
-	FIELD(buf, devfn), FIELD(buf, bar), FIELD(buf, reserved1),
-	FIELD(buf, offset), FIELD(buf, length), FIELD(buf, id),
-	FIELD(buf, reserved2), { "reserved3", &buf.reserved3[1], 8 },
-	FIELD(which, id), FIELD(which, reserved),
-	FIELD(io, id), FIELD(io, nsid), FIELD(io, offset), FIELD(io, lba),
-	FIELD(io, length), FIELD(io, op), FIELD(io, flags),
-	{ "reserved", &io.reserved[1], 8 },
-	{ "times", &times, 8 }, { "step", &step, 8 }, { "nr", &nr, 8 },
-	{ "ms", &ms, 8 }, { "seed", &seed, 8 }, { "fill", &fill, 8 },
-	{ "cmd_op", &op, 8 },
+	{ "kind", &buf.kind, sizeof(buf.kind) },
+	{ "flags", &buf.flags, sizeof(buf.flags) },
+	{ "domain", &buf.domain, sizeof(buf.domain) },
+	{ "bus", &buf.bus, sizeof(buf.bus) },
+	{ "devfn", &buf.devfn, sizeof(buf.devfn) },
+	{ "bar", &buf.bar, sizeof(buf.bar) },
+	{ "reserved1", &buf.reserved1, sizeof(buf.reserved1) },
+	{ "offset", &buf.offset, sizeof(buf.offset) },
+	{ "length", &buf.length, sizeof(buf.length) },
+	{ "id", &buf.id, sizeof(buf.id) },
+	{ "reserved2", &buf.reserved2, sizeof(buf.reserved2) },
+	{ "id", &which.id, sizeof(which.id) },
+	{ "reserved", &which.reserved, sizeof(which.reserved) },
+	{ "id", &io.id, sizeof(io.id) },
+	{ "nsid", &io.nsid, sizeof(io.nsid) },
+	{ "offset", &io.offset, sizeof(io.offset) },
+	{ "lba", &io.lba, sizeof(io.lba) },
+	{ "length", &io.length, sizeof(io.length) },
+	{ "op", &io.op, sizeof(io.op) },
+	{ "flags", &io.flags, sizeof(io.flags) },
+	{ "reserved3", &buf.reserved3[1], sizeof(buf.reserved3[1]) },
+	{ "reserved", &io.reserved[1], sizeof(io.reserved[1]) },
+	{ "times", &times, sizeof(times) },
+	{ "step", &step, sizeof(step) },
+	{ "nr", &nr, sizeof(nr) },
+	{ "ms", &ms, sizeof(ms) },
+	{ "seed", &seed, sizeof(seed) },
+	{ "fill", &fill, sizeof(fill) },
+	{ "cmd_op", &op, sizeof(op) },
 };
 
 /* All structures have it: a command uses its own. */
@@ -168,7 +189,8 @@ static unsigned long long number(void)
 	}
 }
 
-static void fuzz(int fd)
+/* Whether any of it did something. */
+static int fuzz(int fd)
 {
 	static const unsigned int known[] = {
 		RNVME_IOC_BUF_REGISTER, RNVME_IOC_BUF_UNREGISTER, RNVME_IOC_IO,
@@ -186,15 +208,31 @@ static void fuzz(int fd)
 			/* Mostly right, with one thing changed. */
 			buf = template;
 			switch (rnd() % 8) {
-			case 0: buf.offset = number(); break;
-			case 1: buf.length = number(); break;
-			case 2: buf.bar = rnd(); break;
-			case 3: buf.bus = rnd(); break;
-			case 4: buf.kind = number(); break;
-			case 5: buf.kind = RNVME_BUF_USER; buf.bus = 0; buf.bar = 0;
+			case 0:
+				buf.offset = number();
+				break;
+			case 1:
+				buf.length = number();
+				break;
+			case 2:
+				buf.bar = rnd();
+				break;
+			case 3:
+				buf.bus = rnd();
+				break;
+			case 4:
+				buf.kind = number();
+				break;
+			case 5:
+				buf.kind = RNVME_BUF_USER;
+				buf.bus = 0;
+				buf.bar = 0;
 				buf.offset = (unsigned long)page + number() % (1 << 21);
-				buf.length = number() % (1 << 20); break;
-			case 6: buf.flags = number(); break;
+				buf.length = number() % (1 << 20);
+				break;
+			case 6:
+				buf.flags = number();
+				break;
 			}
 		} else if (rnd() % 8 == 0) {
 			for (size_t b = 0; b < sizeof(buf); b++)
@@ -227,7 +265,7 @@ static void fuzz(int fd)
 			      (void *)&buf) == 0;
 	}
 	finish();
-	say("fuzz", good > 0);
+	return good > 0;
 }
 
 static int run(int *fd, const char *path, int mode, char *command)
@@ -239,7 +277,10 @@ static int run(int *fd, const char *path, int mode, char *command)
 	memset(&which, 0, sizeof(which));
 	memset(&io, 0, sizeof(io));
 	times = 1;
-	step = nr = ms = op = 0;
+	step = 0;
+	nr = 0;
+	ms = 0;
+	op = 0;
 	seed = 88172645463325252ull;
 	fill = 256;
 	while ((field = strtok(NULL, ","))) {
@@ -293,6 +334,16 @@ static int run(int *fd, const char *path, int mode, char *command)
 		_exit(0);
 	} else if (!strcmp(word, "drop")) {
 		result = checked(setgroups(0, NULL) ?: setgid(65534) ?: setuid(65534));
+	} else if (!strcmp(word, "limit")) {
+		struct rlimit limit = { nr, nr };
+		struct __user_cap_header_struct header = { _LINUX_CAPABILITY_VERSION_3, 0 };
+		struct __user_cap_data_struct caps[2];
+
+		result = checked(setrlimit(RLIMIT_MEMLOCK, &limit) ?:
+				 (int)syscall(__NR_capget, &header, caps));
+		caps[0].effective &= ~(1u << CAP_IPC_LOCK);
+		caps[0].permitted &= ~(1u << CAP_IPC_LOCK);
+		result = result ?: checked(syscall(__NR_capset, &header, caps));
 	} else if (!strcmp(word, "open")) {
 		int again = open(path, mode);
 
@@ -306,8 +357,7 @@ static int run(int *fd, const char *path, int mode, char *command)
 	} else if (!strcmp(word, "stop")) {
 		raise(SIGSTOP);
 	} else if (!strcmp(word, "fuzz")) {
-		fuzz(*fd);
-		return 0;
+		result = fuzz(*fd);
 	} else {
 		fprintf(stderr, "no command %s\n", word);
 		exit(2);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
  * Copies blocks from one NVMe disk of the driver rnvme to another by way of the
- * memory of a PCI device: RAM does not see them. See usage().
+ * memory of a PCI device: RAM does not see them. See help().
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -11,6 +11,7 @@
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <stdnoreturn.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/stat.h>
@@ -46,7 +47,7 @@ static unsigned long long size, chunk, done_bytes;
 static unsigned int depth = 8;
 static int by_ring, verify, quiet, only_routes;
 
-static void __attribute__((noreturn, format(printf, 1, 2))) die(const char *format, ...)
+static noreturn void die(const char *format, ...)
 {
 	va_list args;
 
@@ -58,7 +59,7 @@ static void __attribute__((noreturn, format(printf, 1, 2))) die(const char *form
 	exit(1);
 }
 
-static void __attribute__((noreturn)) usage(int status)
+static noreturn void help(int status)
 {
 	fputs("usage: p2pcp [OPTION]... SOURCE MEMORY TARGET\n"
 	      "\n"
@@ -88,26 +89,20 @@ static void __attribute__((noreturn)) usage(int status)
 static unsigned long long number(const char *text, char **end)
 {
 	unsigned long long value;
-	int shift = 0;
+	const char *units = "KMG", *unit;
 
 	errno = 0;
 	value = strtoull(text, end, 0);
 	if (*end == text || errno || *text == '-')
-		die("%s: not a number", text);
-	switch (**end) {
-	case 'G':
-		shift += 10;
-		/* fallthrough */
-	case 'M':
-		shift += 10;
-		/* fallthrough */
-	case 'K':
-		shift += 10;
-		++*end;
+		die("%s: what is this?", text);
+	unit = **end ? strchr(units, **end) : NULL;
+	for (int i = 0; unit && i <= unit - units; i++) {
+		if (value >> 54)
+			die("%s: too large", text);
+		value <<= 10;
 	}
-	if (value > ~0ull >> shift)
-		die("%s: too large", text);
-	return value << shift;
+	*end += !!unit;
+	return value;
 }
 
 static unsigned long long all_number(const char *text)
@@ -116,7 +111,7 @@ static unsigned long long all_number(const char *text)
 	unsigned long long value = number(text, &end);
 
 	if (*end)
-		die("%s: not a number", text);
+		die("%s: what is %s?", text, end);
 	return value;
 }
 
@@ -134,12 +129,13 @@ static int line_of(char *line, int bytes, const char *format, ...)
 	file = fopen(path, "r");
 	if (!file)
 		return 0;
-	ok = fgets(line, bytes, file) != NULL;
+	ok = !!fgets(line, bytes, file);
 	fclose(file);
 	return ok;
 }
 
-static unsigned long long value_of(const char *what, const char *name, unsigned long long otherwise)
+static unsigned long long value_of(const char *what, const char *name,
+				   unsigned long long otherwise)
 {
 	char line[64];
 
@@ -167,8 +163,7 @@ static void open_side(struct side *side, char *text, int writes)
 	if (side->disk < 0)
 		die("%s: %s%s", text, strerror(errno), errno == EBUSY ? ": is it mounted?" : "");
 	if (fstat(side->disk, &stat) || !S_ISBLK(stat.st_mode))
-		die("%s: not a disk; of a file nobody but its file system knows where its blocks are",
-		    text);
+		die("%s: not a disk; where a file's blocks are only its file system knows", text);
 	if (sscanf(name, "rnvme%un%u%n", &number_of, &side->nsid, &end) != 2 ||
 	    (name[end] && sscanf(name + end, "p%u", &part) != 1))
 		die("%s: not a disk of the driver rnvme", text);
@@ -327,7 +322,7 @@ static unsigned int bytes_at(unsigned long long at)
 	return size - at < chunk ? size - at : chunk;
 }
 
-static void __attribute__((noreturn)) failed(const struct side *side, unsigned long long at, int error)
+static noreturn void failed(const struct side *side, unsigned long long at, int error)
 {
 	die("%s of %s at byte %llu: %s", side == &from ? "read" : "write", side->path,
 	    side->at + at, strerror(error));
@@ -383,10 +378,12 @@ static void copy_by_ring(double start)
 					running--;
 					continue;
 				}
-				slots[slot].at = at = next;
+				at = next;
+				slots[slot].at = at;
 				next += chunk;
 			}
-			slots[slot].side = side = side == &from ? &to : &from;
+			side = side == &from ? &to : &from;
+			slots[slot].side = side;
 			io = command(side, at, slot, bytes_at(at));
 			ring_put(&ring, side->file, &io, RNVME_URING_CMD_IO, slot);
 		}
@@ -406,13 +403,14 @@ static void compare(void)
 	disks[1] = open(to.path, O_RDONLY | O_DIRECT);
 	if (disks[0] < 0 || disks[1] < 0 || posix_memalign((void **)&a, 4096, most) ||
 	    posix_memalign((void **)&b, 4096, most))
-		die("cannot compare: %s", strerror(errno));
+		die("both disks cannot be read: %s", strerror(errno));
 	for (unsigned long long at = 0; at < size; at += most) {
 		ssize_t bytes = size - at < most ? size - at : most;
 
 		if (pread(disks[0], a, bytes, from.at + at) != bytes ||
 		    pread(disks[1], b, bytes, to.at + at) != bytes)
-			die("cannot compare at byte %llu: %s", at, strerror(errno));
+			die("both disks cannot be read at byte %llu: %s", at,
+			    strerror(errno));
 		for (ssize_t i = 0; memcmp(a, b, bytes) && i < bytes; i++)
 			if (a[i] != b[i])
 				die("byte %llu differs", at + i);
@@ -450,13 +448,13 @@ int main(int argc, char **argv)
 			quiet = 1;
 			break;
 		case 'h':
-			usage(0);
+			help(0);
 		default:
-			usage(2);
+			help(2);
 		}
 	}
 	if (argc - optind != 3)
-		usage(2);
+		help(2);
 	if (!depth || depth > MAX_DEPTH)
 		die("-d: 1 to %d", MAX_DEPTH);
 

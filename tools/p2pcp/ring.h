@@ -24,7 +24,7 @@ struct ring {
  * Makes a ring for @entries commands, with IORING_SETUP_SQE128 unless @flags
  * has SMALL_SQES; other bits of @flags are the kernel's. Returns 0 or -errno.
  */
-#define SMALL_SQES (1u << 31)
+#define SMALL_SQES 0x80000000u
 int ring_open(struct ring *ring, unsigned int entries, unsigned int flags);
 
 /* Puts a command into the ring; there must be room. */

@@ -27,8 +27,8 @@
  *   writing to it here, as with the NVMe commands of the driver nvme.
  * - To register memory of a PCI device takes a kernel that lets programs
  *   access PCI devices: see kernel_lockdown(7).
- * - Memory of the program counts as locked, see RLIMIT_MEMLOCK, until it is
- *   unregistered.
+ * - Memory of the program is pinned until it is unregistered. It does not count
+ *   as locked.
  *
  * WHAT STAYS
  *
@@ -105,7 +105,6 @@
  * EPERM	the kernel is locked down
  * EFAULT	not all of the program's memory is there and can be written, or
  *		it is nothing that other devices can reach
- * ENOMEM	RLIMIT_MEMLOCK
  * ENOSPC	there are RNVME_MAX_BUFS buffers already
  */
 struct rnvme_buf {
