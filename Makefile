@@ -60,10 +60,10 @@ module: kernel ## M=...: a module of yours, in the directory M, against build/ke
 shell: kernel ## a shell in a machine with two SSDs, edu and ivshmem behind a strict IOMMU
 	@PYTHONPATH=scripts python3 -B -m harness shell
 
-kernel: linux ## configures and builds the kernel, and nothing else
+kernel: linux tools ## configures and builds the kernel, and what runs on it: nothing else
 	@scripts/kernel.sh kernel
 
-kernel-debug: linux ## the same for the kernel that test-debug boots
+kernel-debug: linux tools ## the same for the kernel that test-debug boots
 	@scripts/kernel.sh kernel-debug
 
 kernel-kind: kernel ## the same for the kernel that test-kind boots
@@ -71,6 +71,9 @@ kernel-kind: kernel ## the same for the kernel that test-kind boots
 
 linux: packages ## the kernel's source with patches/ and this project in it
 	@scripts/graft.sh
+
+tools: packages ## p2pcp, which copies from SSD to SSD, and what tests run, in build/tools
+	@$(MAKE) --no-print-directory -C tools/p2pcp OUTPUT=$(CURDIR)/build/tools
 
 packages: ## installs the tools that are missing (Debian 12), or lists them
 	@scripts/packages.sh
@@ -97,5 +100,5 @@ clean: ## removes build/; the cache with the kernel's source stays
 	rm -rf build
 
 .PHONY: help run test test-debug test-kind test-configs soak soak-debug fuzz bench-quick lint
-.PHONY: doc module shell kernel kernel-debug kernel-kind linux
+.PHONY: doc module shell tools kernel kernel-debug kernel-kind linux
 .PHONY: packages packages-lint packages-fuzz patch-new patch-add patch-refresh test-patches clean

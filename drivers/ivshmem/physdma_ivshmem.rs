@@ -91,6 +91,7 @@ struct Viewer;
 #[vtable]
 impl MiscDevice for Viewer {
     type Ptr = KBox<Self>;
+    type RegistrationData = ();
 
     const MAPS_DEVICE_MEMORY: bool = true;
 

@@ -58,6 +58,24 @@ pub(crate) enum Way {
     Write,
 }
 
+impl Way {
+    /// What a request is that moves data so.
+    pub(crate) fn op(self) -> DriverOp {
+        match self {
+            Self::Read => DriverOp::In,
+            Self::Write => DriverOp::Out,
+        }
+    }
+
+    /// The operation code of a command that does.
+    pub(crate) fn opcode(self) -> u8 {
+        match self {
+            Self::Read => io::READ,
+            Self::Write => io::WRITE,
+        }
+    }
+}
+
 /// What is to be moved, piece by piece.
 struct List {
     pieces: KVec<(PhysBvec, Kind)>,
@@ -82,19 +100,44 @@ pub(crate) trait Ended: Send + Sync + 'static {
 }
 
 /// A transfer. It has ended when nobody has it any more.
-struct Transfer<E: Ended> {
+pub(crate) struct Transfer<E: Ended> {
     ended: Option<E>,
     /// The first error, or 0.
     error: Atomic<i32>,
 }
 
 impl<E: Ended> Transfer<E> {
-    fn fail(&self, e: Error) {
+    /// A transfer of which `ended` is told the end, maybe by this already.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`, of which `ended` was told.
+    pub(crate) fn new(ended: E) -> Result<Arc<Self>> {
+        let transfer = UniqueArc::new(
+            Self {
+                ended: None,
+                error: Atomic::new(0),
+            },
+            GFP_KERNEL,
+        );
+        match transfer {
+            Ok(mut transfer) => {
+                transfer.ended = Some(ended);
+                Ok(transfer.into())
+            }
+            Err(e) => {
+                ended.ended(Err(ENOMEM));
+                Err(e.into())
+            }
+        }
+    }
+
+    pub(crate) fn fail(&self, e: Error) {
         // Only the first one is told.
         let _ = self.error.cmpxchg(0, e.to_errno(), Relaxed);
     }
 
-    fn result(&self) -> Result {
+    pub(crate) fn result(&self) -> Result {
         match self.error.load(Relaxed) {
             0 => Ok(()),
             errno => Err(Error::from_errno(errno)),
@@ -127,10 +170,34 @@ impl<'a, R: Regs + 'a, E: Ended> EndIo<Ops<'a, R>> for Moving<E> {
 
 /// Who waits for a transfer.
 #[pin_data]
-struct Waiter {
+pub(crate) struct Waiter {
     #[pin]
     done: Completion,
     error: Atomic<i32>,
+}
+
+impl Waiter {
+    /// # Errors
+    ///
+    /// `ENOMEM`.
+    pub(crate) fn new() -> Result<Arc<Self>> {
+        Arc::pin_init(
+            pin_init!(Self {
+                done <- Completion::new(),
+                error: Atomic::new(0),
+            }),
+            GFP_KERNEL,
+        )
+    }
+
+    /// Waits for the end of the transfer that was told of this. Sleeps.
+    pub(crate) fn wait(&self) -> Result {
+        self.done.wait_for_completion();
+        match self.error.load(Relaxed) {
+            0 => Ok(()),
+            errno => Err(Error::from_errno(errno)),
+        }
+    }
 }
 
 impl Ended for Arc<Waiter> {
@@ -246,21 +313,11 @@ impl<'a, R: Regs + 'a> Disk<'a, R> {
     ///
     /// What `parts` say to be RAM is, and nobody else uses it until this returns.
     pub(crate) unsafe fn transfer(&self, way: Way, lba: u64, parts: &[Part<'_>]) -> Result {
-        let waiter = Arc::pin_init(
-            pin_init!(Waiter {
-                done <- Completion::new(),
-                error: Atomic::new(0),
-            }),
-            GFP_KERNEL,
-        )?;
+        let waiter = Waiter::new()?;
 
         // SAFETY: By the safety requirements; this returns when it has ended.
         unsafe { self.start(way, lba, parts, waiter.clone()) };
-        waiter.done.wait_for_completion();
-        match waiter.error.load(Relaxed) {
-            0 => Ok(()),
-            errno => Err(Error::from_errno(errno)),
-        }
+        waiter.wait()
     }
 
     /// Like [`Self::transfer`], but does not wait until it is done: `ended` is told, maybe before
@@ -274,18 +331,9 @@ impl<'a, R: Regs + 'a> Disk<'a, R> {
     /// What `parts` say to be RAM is, and nobody else uses it until `ended` is told: what keeps it
     /// is in `ended`, or lives longer than the disk, but cannot be forgotten.
     pub(crate) unsafe fn start<E: Ended>(&self, way: Way, lba: u64, parts: &[Part<'_>], ended: E) {
-        let transfer = UniqueArc::new(
-            Transfer {
-                ended: None,
-                error: Atomic::new(0),
-            },
-            GFP_KERNEL,
-        );
-        let Ok(mut transfer) = transfer else {
-            return ended.ended(Err(ENOMEM));
+        let Ok(transfer) = Transfer::new(ended) else {
+            return;
         };
-        transfer.ended = Some(ended);
-        let transfer = Arc::from(transfer);
 
         // SAFETY: By the safety requirements of this function.
         if let Err(e) = unsafe { self.commands(way, lba, parts, &transfer) } {
@@ -355,15 +403,11 @@ impl<'a, R: Regs + 'a> Disk<'a, R> {
         moving: KBox<Moving<E>>,
         bytes: u32,
     ) -> Result {
-        let (op, opcode) = match way {
-            Way::Read => (DriverOp::In, io::READ),
-            Way::Write => (DriverOp::Out, io::WRITE),
-        };
         let blocks = u16::try_from(bytes >> self.lba_shift)?;
-        let mut rq = self.disk.alloc(op)?;
+        let mut rq = self.disk.alloc(way.op())?;
 
         let data = rq.data_mut();
-        data.command = Command::rw(opcode, self.nsid, lba, blocks, false);
+        data.command = Command::rw(way.opcode(), self.nsid, lba, blocks, false);
         data.status = CommandStatus::INTERNAL;
         // SAFETY: The list is in a box that the request keeps until it has ended; the rest is as
         // the safety requirements say.

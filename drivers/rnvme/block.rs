@@ -3,6 +3,7 @@
 //! Requests of the block layer become commands, and namespaces become disks.
 
 use crate::{
+    api::Way,
     command::{
         io,
         Command,
@@ -63,6 +64,7 @@ use kernel::{
         Mixed,
         Origin,
         Part,
+        PremappedSlice,
         ReqBvecs,
         Source, //
     },
@@ -130,6 +132,8 @@ pub(crate) struct Iod<'a> {
     pub(crate) command: Command,
     /// The memory that it moves.
     pub(crate) carried: Option<Carried>,
+    /// That memory, if it has been mapped before.
+    pub(crate) premapped: Option<PremappedSlice<'a>>,
     /// The first double word of the answer.
     pub(crate) result: u32,
     /// How the device says that the command ended.
@@ -218,12 +222,60 @@ impl<'a, R: Regs + 'a> Ops<'a, R> {
         let data = rq.data_mut();
         let command = data.command;
         let Some(carried) = data.carried else {
-            return Ok((command, None));
+            return Self::premapped(hw, data, tag, command);
         };
 
         // SAFETY: It has not ended, and is unmapped before it does.
         let mut source = unsafe { carried.source() }.map_err(|_| Status::INVAL)?;
         Self::map(hw, data, tag, &mut source, carried.bytes, dir, command)
+    }
+
+    /// Has `command` say where the memory is that was mapped before, if there is any.
+    fn premapped(
+        hw: &Hw<'a, R>,
+        data: &mut Iod<'a>,
+        tag: u16,
+        command: Command,
+    ) -> Result<(Command, Option<Moved>), Status> {
+        let Some(slice) = &data.premapped else {
+            return Ok((command, None));
+        };
+        let mut segments = slice.segments();
+        let mut lists = RequestLists::new(&hw.queue, tag, &mut data.lists);
+
+        match prp::build(
+            || Ok(segments.next()?.map(|segment| (segment.dma, segment.len))),
+            slice.len(),
+            &mut lists,
+        ) {
+            Ok(prp) => {
+                let moved = Moved {
+                    bytes: slice.len(),
+                    segments: segments.count(),
+                    path: segments.path(),
+                    spilled: 0,
+                };
+                Ok((command.with_prp(prp), Some(moved)))
+            }
+            Err(fault) => {
+                hw.queue.give_lists(data);
+                Err(Self::no_prp(&hw.queue, fault))
+            }
+        }
+    }
+
+    /// What a request is told whose memory could not be said to the device.
+    #[cold]
+    fn no_prp(queue: &Queue<'a, R>, fault: Fault<Error>) -> Status {
+        match fault {
+            // A request that completes gives its lists back.
+            Fault::NoLists => Status::RESOURCE,
+            Fault::Source(e) => Self::mapping_failed(queue, e),
+            Fault::Misaligned | Fault::Length => {
+                Self::malformed(queue, fault);
+                Status::IOERR
+            }
+        }
     }
 
     /// Maps the `bytes` bytes of `source`, and has `command` say where they are.
@@ -277,15 +329,7 @@ impl<'a, R: Regs + 'a> Ops<'a, R> {
             Err(fault) => {
                 hw.queue.give_lists(data);
                 data.mapping.unmap();
-                Err(match fault {
-                    // A request that completes gives its lists back.
-                    Fault::NoLists => Status::RESOURCE,
-                    Fault::Source(e) => Self::mapping_failed(&hw.queue, e),
-                    Fault::Misaligned | Fault::Length => {
-                        Self::malformed(&hw.queue, fault);
-                        Status::IOERR
-                    }
-                })
+                Err(Self::no_prp(&hw.queue, fault))
             }
         }
     }
@@ -332,7 +376,7 @@ impl<'a, R: Regs + 'a> Ops<'a, R> {
     pub(crate) fn give_up(mut rq: OwnedRequest<Self>, retry: bool, status: Status) {
         let failfast = rq.is_failfast();
         let data = rq.data_mut();
-        let retry = retry && (!failfast || data.carried.is_some());
+        let retry = retry && (!failfast || data.carried.is_some() || data.premapped.is_some());
 
         data.mapping.unmap();
         if retry && data.retries < MAX_RETRIES {
@@ -358,6 +402,7 @@ impl<'a, R: Regs + 'a> Operations for Ops<'a, R> {
             lists: 0,
             command: Command::default(),
             carried: None,
+            premapped: None,
             result: 0,
             status: CommandStatus::default(),
             retries: 0,
@@ -445,6 +490,8 @@ pub(crate) struct Disk<'a, R: Regs> {
     pub(crate) rules: Rules,
     /// How often memory could not be cut so.
     pub(crate) uncut: Rarely,
+    /// How many blocks it has.
+    blocks: u64,
 }
 
 impl<'a, R: Regs + 'a> Disk<'a, R> {
@@ -501,6 +548,27 @@ impl<'a, R: Regs + 'a> Disk<'a, R> {
             client,
             rules,
             uncut: Rarely::new(),
+            blocks: ns.sectors() >> (ns.lba_shift - 9),
         })
+    }
+
+    /// Fails unless the `bytes` bytes from block `lba` on can be moved, so far as the disk goes.
+    ///
+    /// # Errors
+    ///
+    /// - `EINVAL`: they are not whole blocks.
+    /// - `EROFS`: it cannot be written to.
+    /// - `ENOSPC`: it does not have all of these blocks.
+    pub(crate) fn check(&self, way: Way, lba: u64, bytes: u32) -> Result {
+        if bytes == 0 || bytes % self.rules.block != 0 {
+            return Err(EINVAL);
+        }
+        if way == Way::Write && self.disk.is_read_only() {
+            return Err(EROFS);
+        }
+        match lba.checked_add((bytes >> self.lba_shift).into()) {
+            Some(end) if end <= self.blocks => Ok(()),
+            _ => Err(ENOSPC),
+        }
     }
 }

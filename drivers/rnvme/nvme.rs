@@ -10,6 +10,10 @@ use crate::{
         Tags,
         CLIENT_LIMITS, //
     },
+    chardev::{
+        CharDev,
+        Sessions, //
+    },
     counters::Counters,
     ctrl::{
         Controller,
@@ -48,6 +52,7 @@ use kernel::{
     new_mutex,
     physdma::Client,
     prelude::*,
+    str::CString,
     sync::{
         rcu::synchronize_rcu,
         Arc,
@@ -110,7 +115,7 @@ pub(crate) struct Nvme<'a, R: Regs> {
     memory: Memory,
     config: Config,
     #[pin]
-    disks: Mutex<KVec<Disk<'a, R>>>,
+    disks: Mutex<KVec<Arc<Disk<'a, R>>>>,
 }
 
 impl<'a, R: Regs + 'a> Nvme<'a, R> {
@@ -393,14 +398,18 @@ impl<'a, R: Regs + 'a> Nvme<'a, R> {
         if self.ctrl.state() == State::Dead {
             disk.disk.mark_dead();
         }
-        disks.push(disk, GFP_KERNEL)?;
+        disks.push(Arc::new(disk, GFP_KERNEL)?, GFP_KERNEL)?;
         Ok(())
     }
 
     /// Runs `f` with the disk of namespace `nsid`.
     #[allow(dead_code, reason = "used by the suite that plays a controller")]
     pub(crate) fn with_disk<T>(&self, nsid: u32, f: impl FnOnce(&Disk<'a, R>) -> T) -> Option<T> {
-        self.disks.lock().iter().find(|d| d.nsid == nsid).map(f)
+        self.disks
+            .lock()
+            .iter()
+            .find(|d| d.nsid == nsid)
+            .map(|d| f(d))
     }
 
     /// I/O queue `qid`.
@@ -581,6 +590,8 @@ pub(crate) struct Attached<'a, R: Regs, I> {
     /// The controller.
     pub(crate) nvme: Arc<Nvme<'a, R>>,
     recovery: Option<Recovery<'a, R>>,
+    /// What programs get to the disks by.
+    file: Option<CharDev<'a>>,
     /// Open to other devices.
     opened: Option<Opened<R>>,
     /// Dropped after the controller was shut down.
@@ -608,6 +619,7 @@ impl<'a, R: Regs + 'a, I: Interrupts<'a, R>> Attached<'a, R, I> {
         let mut this = Self {
             nvme: nvme.clone(),
             recovery: None,
+            file: None,
             opened: Some(opened),
             _irqs: irqs,
         };
@@ -616,6 +628,24 @@ impl<'a, R: Regs + 'a, I: Interrupts<'a, R>> Attached<'a, R, I> {
         this.recovery = Some(unsafe { Recovery::new(nvme) }?);
         this.nvme.add_disks()?;
         Ok(this)
+    }
+
+    /// Makes the file `name`, by which programs get to the disks. Sleeps.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`, or another error of `misc_register()`.
+    #[allow(dead_code, reason = "not used by the suite that plays a controller")]
+    pub(crate) fn open_to_programs(&mut self, name: CString) -> Result {
+        let mut disks = KVec::new();
+        for disk in self.nvme.disks.lock().iter() {
+            disks.push(disk.clone(), GFP_KERNEL)?;
+        }
+        // SAFETY: It is not forgotten unless `self` is.
+        let sessions = unsafe { Sessions::new(disks, self.nvme.tags.data().client) }?;
+        // SAFETY: As above.
+        self.file = Some(unsafe { CharDev::new(name, self.nvme.ctrl.dev, sessions) }?);
+        Ok(())
     }
 }
 
@@ -634,7 +664,8 @@ impl<'a, R: Regs + 'a, I> Drop for Attached<'a, R, I> {
             // fails.
             self.nvme.ctrl.inbox.reset();
         }
-        // Recovery has to go on until nobody waits for a request.
+        // Recovery has to go on until nobody waits for a request. Programs have the disks too.
+        self.file = None;
         self.nvme.remove_disks();
         // No request of the driver's own has the memory any more. Those of others complete while
         // what they read is still there: a controller that is shut down may forget it.

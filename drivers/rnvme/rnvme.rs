@@ -12,7 +12,8 @@
 //! registers, `ctrl.rs` the controller's states, `admin.rs` the commands to the controller itself,
 //! with `identify.rs` its answers, `memory.rs` its own memory, `nvme.rs` how a controller comes and
 //! goes, and `recovery.rs` what happens when it does not answer. `api.rs` is I/O for kernel code,
-//! of which the memory is cut into commands by `cut.rs`. This file is the PCI bus.
+//! of which the memory is cut into commands by `cut.rs`. Programs do I/O to what `buffers.rs` has
+//! mapped before, by `chardev.rs`, `abi.rs` and `premapped.rs`. This file is the PCI bus.
 //!
 //! At a shutdown of the machine the controller is not told that its power goes, and a reset that
 //! the PCI core does, or a driver beside it, is found by late requests: Rust drivers on the PCI bus
@@ -24,13 +25,19 @@
 //!
 //! Specification: [NVM Express](https://nvmexpress.org/specifications/), Base 2.0.
 
+mod abi;
 mod admin;
 #[cfg_attr(
     not(CONFIG_RNVME_INJECT),
-    allow(dead_code, reason = "for kernel code; none but tests needs it yet")
+    allow(
+        dead_code,
+        reason = "for kernel code; none but tests needs all of it yet"
+    )
 )]
 mod api;
 mod block;
+mod buffers;
+mod chardev;
 mod command;
 mod counters;
 mod ctrl;
@@ -41,6 +48,7 @@ mod identify;
 mod inject;
 mod memory;
 mod nvme;
+mod premapped;
 mod prp;
 mod queue;
 mod recovery;
@@ -82,6 +90,7 @@ use kernel::{
     pci,
     physdma::Registration,
     prelude::*,
+    str::CString,
     sync::{
         atomic::{
             Atomic,
@@ -298,8 +307,9 @@ impl Rnvme {
             handlers: KVec::new(),
         };
         // SAFETY: The driver core drops it when the driver is unbound.
-        let attached =
+        let mut attached =
             unsafe { Attached::new(pdev.as_ref(), PciRegs { pdev, bar, vectors }, irqs, config) }?;
+        attached.open_to_programs(CString::try_from_fmt(fmt!("rnvme{}", instance.0))?)?;
 
         Ok(Bound {
             // SAFETY: As above.

@@ -4,7 +4,7 @@
     python3 -m harness test [--debug|--kind]  all tests; ONLY= in the environment: some
     python3 -m harness soak [--debug]    what is done again and again, many times
     python3 -m harness configs           the layer's own tests, without what it can do without
-    python3 -m harness run               the demonstration
+    python3 -m harness run               the demonstrations
     python3 -m harness shell [MODE]      a machine to try things in
 """
 
@@ -151,7 +151,23 @@ def run() -> int:
         print(f"    {name:24} {value:>16}   {meaning}")
     print(f"\n{demonstration.conclusion}\n"
           f"The machine's log: {demonstration.vm.console.relative_to(ROOT)}")
+    if driver == "rnvme":
+        pageless(results)
     return results.finish()
+
+
+def pageless(results: Results) -> None:
+    """The demonstration's end: tests/qemu/pageless.py in short."""
+    module = scenario.load(ROOT / "tests/qemu/pageless.py")
+    module.SIZE_MB, module.run = 16, module.demonstrate
+    demonstration = scenario.Run(module, "strict", "rnvme", results, BUILD / "kernel",
+                                 "qemu/run-pageless")
+    print("\nA program copies from one SSD to another by way of the memory of a third device, which has\n"
+          "no struct page; the host compares the images.")
+    demonstration.whole(module)
+    if not demonstration.failed:
+        print(f"\n{demonstration.conclusion}\n"
+              f"The machine's log: {demonstration.vm.console.relative_to(ROOT)}")
 
 
 def shell(mode: str) -> int:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0
-"""The first files of a machine: busybox, init.sh and every module."""
+"""The first files of a machine: busybox, init.sh, our programs and every module."""
 
 import shutil
 import subprocess
@@ -23,6 +23,9 @@ def modules(kernel: Path) -> list[Path]:
     return [(kernel / name).with_suffix(".ko") for name in names]
 
 
+# Of tools/p2pcp, built by `make tools`.
+TOOLS = ["p2pcp", "rnvme_try"]
+
 # Machines are started by several threads.
 LOCK = threading.Lock()
 
@@ -39,6 +42,7 @@ def make(kernel: Path) -> Path:
     contents = {
         "init": Path(__file__).with_name("init.sh"),
         "bin/busybox": busybox(),
+        **{f"bin/{name}": BUILD / "tools" / name for name in TOOLS},
         **{f"modules/{module.name}": module for module in modules(kernel)},
     }
     listed = "".join(f"{name}\n" for name in contents)

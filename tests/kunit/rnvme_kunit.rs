@@ -4,12 +4,18 @@
 
 use kernel::prelude::*;
 
+#[path = "../../drivers/rnvme/abi.rs"]
+mod abi;
 #[path = "../../drivers/rnvme/admin.rs"]
 mod admin;
 #[path = "../../drivers/rnvme/api.rs"]
 mod api;
 #[path = "../../drivers/rnvme/block.rs"]
 mod block;
+#[path = "../../drivers/rnvme/buffers.rs"]
+mod buffers;
+#[path = "../../drivers/rnvme/chardev.rs"]
+mod chardev;
 #[path = "../../drivers/rnvme/command.rs"]
 mod command;
 #[path = "../../drivers/rnvme/counters.rs"]
@@ -34,6 +40,10 @@ mod mixed;
 mod namespaces;
 #[path = "../../drivers/rnvme/nvme.rs"]
 mod nvme;
+#[path = "../../drivers/rnvme/premapped.rs"]
+mod premapped;
+#[path = "rnvme/programs.rs"]
+mod programs;
 #[path = "../../drivers/rnvme/prp.rs"]
 mod prp;
 #[path = "../../drivers/rnvme/queue.rs"]

@@ -40,7 +40,8 @@ use crate::{
         PageKind,
         PAGE_MASK, //
     },
-    prelude::*, //
+    prelude::*,
+    uaccess::UserPtr, //
 };
 
 /// Memory of user space that stays where it is, for a device to read or to write.
@@ -139,6 +140,23 @@ impl Pinned {
         let bytes = iov.len().min(max_bytes);
         Self::new(DataDirection::FromDevice, bytes, |left| {
             iov.pin(left, u32::MAX, p2p)
+        })
+    }
+
+    /// Pins `len` bytes of the current process's memory from `ptr` on, for a device to read and to
+    /// write, for as long as the program wants: see [`PinnedPages::long_term`]. Sleeps.
+    ///
+    /// # Errors
+    ///
+    /// - `EINVAL`: `len` is zero.
+    /// - `EFAULT`: there is no memory that may be used like this; or no other device can reach it,
+    ///   which the log has.
+    /// - `ENOMEM`: also where the process may not lock so much.
+    pub fn long_term(ptr: UserPtr, len: usize) -> Result<Self> {
+        let address = ptr.as_const_ptr() as usize;
+
+        Self::new(DataDirection::FromDevice, len, |left| {
+            PinnedPages::long_term(UserPtr::from_addr(address.wrapping_add(len - left)), left)
         })
     }
 

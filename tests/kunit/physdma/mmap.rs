@@ -74,6 +74,7 @@ struct View<const OF_DEVICE_MEMORY: bool>;
 #[vtable]
 impl<const OF_DEVICE_MEMORY: bool> MiscDevice for View<OF_DEVICE_MEMORY> {
     type Ptr = KBox<Self>;
+    type RegistrationData = ();
 
     const MAPS_DEVICE_MEMORY: bool = OF_DEVICE_MEMORY;
 

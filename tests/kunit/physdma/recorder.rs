@@ -189,8 +189,8 @@ pub(crate) struct Recorder {
     pub(crate) need_unmap_from: Cell<usize>,
 }
 
-// SAFETY: What is undone later than a test asks for is undone by one other thread, and the test looks
-// at the recorder when it has waited for that.
+// SAFETY: What is undone later than a test asks for is undone by one other thread, and the test
+// looks at the recorder when it has waited for that.
 unsafe impl Sync for Recorder {}
 
 impl Recorder {

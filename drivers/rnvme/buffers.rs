@@ -1,0 +1,185 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Memory that programs have registered, by its number: the [`Buffers`] of each open file.
+//!
+//! It is mapped for the controller when it is registered, and unmapped when nobody needs it any
+//! more.
+
+use crate::{
+    abi::Memory,
+    api::Way, //
+};
+use kernel::{
+    dma::DataDirection,
+    new_mutex,
+    pci,
+    physdma::{
+        providers,
+        Client,
+        Pinned,
+        Premapped,
+        PremappedSlice,
+        Provider,
+        Refused, //
+    },
+    prelude::*,
+    security::{
+        locked_down,
+        Lockdown, //
+    },
+    sync::Mutex,
+    uaccess::UserPtr,
+    uapi,
+    xarray::{
+        AllocKind,
+        XArray, //
+    }, //
+};
+
+/// The provider that has `bytes` bytes from `offset` on of a BAR, and where they are in its memory.
+///
+/// # Errors
+///
+/// - `ENXIO`: there is none; or it is a C driver, which hands out its memory by the page.
+/// - `ENOMEM`.
+fn find(address: pci::Address, bar: u8, offset: u64, bytes: u64) -> Result<(Provider, u64)> {
+    for provider in &providers()? {
+        let range = provider.range();
+
+        if range.device().address() != address || range.bar() != bar || provider.has_pages() {
+            continue;
+        }
+        // Of the last byte, as the end need not have a number. CAST: It has no more bits.
+        let last = (range.last() - range.first()) as u64;
+        let Some(offset) = offset.checked_sub(range.start()) else {
+            continue;
+        };
+        if offset.checked_add(bytes - 1).is_some_and(|end| end <= last) {
+            return Ok((provider.clone(), offset));
+        }
+    }
+    Err(ENXIO)
+}
+
+/// Maps `memory` for `client`. Sleeps.
+///
+/// # Errors
+///
+/// Those of `RNVME_IOC_BUF_REGISTER`.
+fn map<'a>(client: &'a Client<'a>, memory: Memory) -> Result<Premapped<'a>> {
+    match memory {
+        Memory::Provider {
+            address,
+            bar,
+            offset,
+            bytes,
+        } => {
+            locked_down(Lockdown::PciAccess)?;
+            let (provider, offset) = find(address, bar, offset, bytes)?;
+            client.route(&provider).map_err(|refused| match refused {
+                Refused::Revoked => ENODEV,
+                _ => EHOSTUNREACH,
+            })?;
+            client.premap_provider(&provider, offset, bytes, DataDirection::Bidirectional)
+        }
+        Memory::User { address, bytes } => {
+            let address = usize::try_from(address).map_err(|_| EFAULT)?;
+            let bytes = usize::try_from(bytes).map_err(|_| EFAULT)?;
+            let pinned = Pinned::long_term(UserPtr::from_addr(address), bytes)?;
+
+            client
+                .premap(pinned, DataDirection::Bidirectional)
+                // That would say that the program may not.
+                .map_err(|e| if e == EPERM { EOPNOTSUPP } else { e })
+        }
+    }
+}
+
+/// The buffers of an open file. Dropping them does not wait for the device.
+#[pin_data]
+pub(crate) struct Buffers<'a> {
+    client: &'a Client<'a>,
+    /// From 1 on. Looked at under its own lock only, for a moment.
+    #[pin]
+    list: XArray<KBox<Premapped<'a>>>,
+    /// Held by whoever looks for a number.
+    #[pin]
+    numbering: Mutex<()>,
+}
+
+impl<'a> Buffers<'a> {
+    pub(crate) fn new(client: &'a Client<'a>) -> impl PinInit<Self> {
+        pin_init!(Self {
+            client,
+            list <- XArray::new(AllocKind::Alloc1),
+            numbering <- new_mutex!(()),
+        })
+    }
+
+    /// Registers `memory`, and returns its number. Sleeps.
+    ///
+    /// # Errors
+    ///
+    /// Those of `RNVME_IOC_BUF_REGISTER`.
+    pub(crate) fn register(&self, memory: Memory) -> Result<u32> {
+        self.add(KBox::new(map(self.client, memory)?, GFP_KERNEL)?)
+    }
+
+    /// Gives a buffer a number. Sleeps.
+    ///
+    /// # Errors
+    ///
+    /// - `ENOSPC`: there are too many.
+    /// - `ENOMEM`.
+    pub(crate) fn add(&self, buffer: KBox<Premapped<'a>>) -> Result<u32> {
+        let _numbering = self.numbering.lock();
+        let id = (1..=uapi::RNVME_MAX_BUFS)
+            .find(|&id| self.list.lock().get(id as usize).is_none())
+            .ok_or(ENOSPC)?;
+
+        // It was free, and others who look for one wait.
+        let stored = self.list.lock().store(id as usize, buffer, GFP_KERNEL);
+        stored.map_err(|e| e.error)?;
+        Ok(id)
+    }
+
+    /// Removes buffer number `id`. Sleeps.
+    ///
+    /// # Errors
+    ///
+    /// `ENOENT`: there is none.
+    pub(crate) fn unregister(&self, id: u32) -> Result {
+        // Dropping it may sleep, which is not for when the lock is held.
+        let buffer = self.list.lock().remove(id as usize);
+
+        buffer.map(drop).ok_or(ENOENT)
+    }
+
+    /// A part of buffer number `id`, for one command.
+    ///
+    /// # Errors
+    ///
+    /// - `ENOENT`: there is no such buffer.
+    /// - `ERANGE`: it has no such part.
+    /// - `ENODEV`: its memory has gone.
+    pub(crate) fn slice(
+        &self,
+        id: u32,
+        offset: u64,
+        bytes: u32,
+        way: Way,
+    ) -> Result<PremappedSlice<'a>> {
+        let dir = match way {
+            Way::Read => DataDirection::FromDevice,
+            Way::Write => DataDirection::ToDevice,
+        };
+        let list = self.list.lock();
+        let buffer = list.get(id as usize).ok_or(ENOENT)?;
+
+        match buffer.slice(offset, bytes, dir) {
+            // A program would think that it has passed a wrong address.
+            Err(e) if e == EFAULT => Err(ERANGE),
+            slice => slice,
+        }
+    }
+}
