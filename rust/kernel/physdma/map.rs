@@ -229,6 +229,24 @@ impl<'a, B: Backend> Client<'a, B> {
         }
     }
 
+    /// How the device reaches the memory at `phys`, and whose it is, for C code that maps it by itself.
+    ///
+    /// May be called in atomic context.
+    ///
+    /// # Errors
+    ///
+    /// - `EFAULT`: it is no provider's.
+    /// - `ENODEV`: the client came when the memory was being revoked.
+    /// - `EINVAL`: there is no route.
+    #[inline]
+    pub(super) fn way_to(
+        &self,
+        phys: PhysAddr,
+    ) -> Result<(Route, *mut bindings::p2pdma_provider)> {
+        // SAFETY: The client is borrowed.
+        unsafe { registry::way_to(self.member.id(), phys) }
+    }
+
     /// Maps the memory that `source` describes, and returns the segments to tell the device.
     ///
     /// `slot` keeps what will have to be undone. If something is mapped there still, it is
