@@ -115,7 +115,10 @@ pub use self::route::{
     Topology, //
 };
 #[cfg(CONFIG_BLOCK)]
-pub use self::source::ReqBvecs;
+pub use self::source::{
+    PhysReqBvecs,
+    ReqBvecs, //
+};
 pub use self::source::{
     Miss,
     Mixed,
