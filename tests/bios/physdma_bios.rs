@@ -26,7 +26,6 @@ use kernel::{
         Mode, //
     },
     debugfs,
-    fmt,
     io::PhysAddr,
     physdma::PhysBvec,
     prelude::*,
