@@ -595,7 +595,7 @@ impl Source for ReqBvecs<'_> {
 ///
 /// ```
 /// use kernel::{
-///     block::mq::{Request, Status},
+///     block::mq::Request,
 ///     dma::DataDirection,
 ///     physdma::{Client, Mapping, PhysReqBvecs},
 /// };
