@@ -9,6 +9,7 @@
 #include <linux/blk-mq.h>
 #include <linux/blkdev.h>
 #include <linux/delay.h>
+#include <linux/dma-mapping.h>
 #include <linux/module.h>
 #include <linux/pci-p2pdma.h>
 #include <linux/pci.h>
@@ -21,10 +22,16 @@
 
 static struct pci_dev *ivshmem;
 
+/* To undo what the driver did. */
+static u64 mask;
+
 static int bind(struct pci_dev *pdev, const struct pci_device_id *id)
 {
 	if (ivshmem)
 		return -ENODEV;
+	mask = *pdev->dev.dma_mask;
+	if (dma_set_mask_and_coherent(&pdev->dev, DMA_BIT_MASK(64)))
+		return -EIO;
 	ivshmem = pdev;
 	return 0;
 }
@@ -32,6 +39,7 @@ static int bind(struct pci_dev *pdev, const struct pci_device_id *id)
 static void unbind(struct pci_dev *pdev)
 {
 	ivshmem = NULL;
+	dma_set_mask_and_coherent(&pdev->dev, mask);
 }
 
 static const struct pci_device_id ids[] = {
