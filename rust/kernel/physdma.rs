@@ -114,11 +114,6 @@ pub use self::route::{
     Route,
     Topology, //
 };
-#[cfg(CONFIG_BLOCK)]
-pub use self::source::{
-    PhysReqBvecs,
-    ReqBvecs, //
-};
 pub use self::source::{
     Miss,
     Mixed,
@@ -127,6 +122,11 @@ pub use self::source::{
     Raw,
     Source,
     Virt, //
+};
+#[cfg(CONFIG_BLOCK)]
+pub use self::source::{
+    PhysReqBvecs,
+    ReqBvecs, //
 };
 pub use self::window::Window;
 use crate::io::PhysAddr;

@@ -173,10 +173,7 @@ impl Copy {
         while at < self.bytes {
             // CAST: Not more than `slots`.
             let now = ((self.bytes - at) / chunk).min(slots.into()) as u32;
-            for (disk, direction) in [
-                (&self.from, Direction::Read),
-                (&self.to, Direction::Write),
-            ] {
+            for (disk, direction) in [(&self.from, Direction::Read), (&self.to, Direction::Write)] {
                 let batch = Batch::new()?;
                 let submitted = (0..now).try_for_each(|slot| {
                     batch.submit(self.bio(disk, direction, at + u64::from(slot) * chunk, slot)?)
@@ -190,11 +187,7 @@ impl Copy {
     }
 }
 
-fn one<'l>(
-    direction: Direction,
-    mode: Mode,
-    mut word: impl FnMut() -> Result<&'l str>,
-) -> Result {
+fn one<'l>(direction: Direction, mode: Mode, mut word: impl FnMut() -> Result<&'l str>) -> Result {
     let disk = open(word()?, mode)?;
     let sector = number(word()?)?;
     let mut bio = Bio::new(&disk, direction, sector, Bio::MAX_PIECES)?;

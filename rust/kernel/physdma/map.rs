@@ -239,10 +239,7 @@ impl<'a, B: Backend> Client<'a, B> {
     /// - `ENODEV`: the client came when the memory was being revoked.
     /// - `EINVAL`: there is no route.
     #[inline]
-    pub(super) fn way_to(
-        &self,
-        phys: PhysAddr,
-    ) -> Result<(Route, *mut bindings::p2pdma_provider)> {
+    pub(super) fn way_to(&self, phys: PhysAddr) -> Result<(Route, *mut bindings::p2pdma_provider)> {
         // SAFETY: The client is borrowed.
         unsafe { registry::way_to(self.member.id(), phys) }
     }
