@@ -157,7 +157,10 @@ impl Copy {
         slot: u32,
     ) -> Result<Bio> {
         let mut bio = Bio::new(disk, direction, at / SECTOR, self.pieces)?;
-        let len = self.chunk / u32::from(self.pieces);
+        let len = self
+            .chunk
+            .checked_div(u32::from(self.pieces))
+            .ok_or(EINVAL)?;
         for number in (0..u32::from(self.pieces)).rev() {
             let offset = slot * self.chunk + number * len;
             let phys = self.window.phys() + PhysAddr::from(offset);
@@ -168,7 +171,7 @@ impl Copy {
 
     fn run(&self) -> Result {
         let chunk = u64::from(self.chunk);
-        let slots = self.window.len() / self.chunk;
+        let slots = self.window.len().checked_div(self.chunk).ok_or(EINVAL)?;
         let mut at = 0;
         while at < self.bytes {
             // CAST: Not more than `slots`.
