@@ -60,7 +60,7 @@ fn for_each(
 fn show_providers(f: &mut fmt::Formatter<'_>) -> fmt::Result {
     f.write_str(
         "device       bar first              last               pages state    in-flight cpu-maps \
-         holders\n",
+             bios holders\n",
     )?;
     for_each(f, |f, provider| {
         let range = provider.range();
@@ -68,7 +68,7 @@ fn show_providers(f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut in_flight = cpu;
         provider.for_each_client(|traffic| in_flight += traffic.in_flight);
         f.write_fmt(fmt!(
-            "{} {:3} {:#018x} {:#018x} {:5} {:8} {:9} {:8}",
+            "{} {:3} {:#018x} {:#018x} {:5} {:8} {:9} {:8} {:8}",
             range.device().address(),
             range.bar(),
             range.first(),
@@ -81,6 +81,7 @@ fn show_providers(f: &mut fmt::Formatter<'_>) -> fmt::Result {
             },
             in_flight,
             cpu,
+            provider.bio_traffic().in_flight,
         ))?;
         match provider.holders() {
             Ok(holders) => holders

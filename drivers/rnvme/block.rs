@@ -64,6 +64,7 @@ use kernel::{
         Mixed,
         Origin,
         Part,
+        PhysReqBvecs,
         PremappedSlice,
         ReqBvecs,
         Source, //
@@ -206,6 +207,10 @@ impl<'a, R: Regs + 'a> Ops<'a, R> {
         let (rq, data) = rq.split();
         let command = Command::rw(opcode, target.nsid, lba, blocks, rq.is_fua());
 
+        // Memory of another device, which has no pages.
+        if let Some(mut source) = PhysReqBvecs::new(rq) {
+            return Self::map(hw, data, tag, &mut source, bytes, dir, command);
+        }
         // SAFETY: A request that was mapped is unmapped, in `complete()` or by `give_up()`, before
         // it is ended; the device writes to one that reads, by `dir`.
         let mut source = unsafe { ReqBvecs::new(rq) };
@@ -529,7 +534,8 @@ impl<'a, R: Regs + 'a> Disk<'a, R> {
             .dma_alignment(3)
             .write_cache(write_cache)
             .fua(write_cache)
-            .pci_p2pdma(true);
+            .pci_p2pdma(true)
+            .phys(true);
         let target = Target {
             nsid,
             lba_shift: ns.lba_shift,

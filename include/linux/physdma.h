@@ -20,6 +20,7 @@
 
 struct device;
 struct pci_dev;
+struct pci_p2pdma_map_state;
 struct physdma_client;
 struct physdma_provider;
 
@@ -357,6 +358,50 @@ int physdma_map(struct physdma_client *client, struct physdma_mapping *mapping,
  * Context: Any but non-maskable interrupts.
  */
 void physdma_unmap(struct physdma_mapping *mapping);
+
+/**
+ * physdma_live_get - keep memory of a provider from being revoked
+ * @phys: a physical address
+ * @first: is set to the physical address of the provider's first byte
+ * @last: is set to that of its last byte
+ *
+ * For the block layer, whose drivers map without a struct physdma_mapping.
+ * Revocation waits until physdma_live_put() is called, once, with the same
+ * address.
+ *
+ * Context: Any but non-maskable interrupts.
+ * Return: 0, or a negative errno:
+ *	-EFAULT: @phys is no provider's, or one's that hands its memory out by its
+ *	pages
+ *	-ENODEV: the memory is being revoked
+ *	-EOPNOTSUPP: CONFIG_PHYSDMA=n
+ */
+int physdma_live_get(phys_addr_t phys, phys_addr_t *first, phys_addr_t *last);
+
+/**
+ * physdma_live_put - let memory of a provider go
+ * @phys: the address for which physdma_live_get() returned 0
+ *
+ * Context: Any but non-maskable interrupts.
+ */
+void physdma_live_put(phys_addr_t phys);
+
+/**
+ * physdma_map_state - how a client is to map memory of a provider
+ * @client: the client, or NULL
+ * @phys: an address for which there is a physdma_live_get()
+ * @state: is filled in, as by pci_p2pdma_state()
+ *
+ * Context: Any but non-maskable interrupts.
+ * Return: 0, or a negative errno:
+ *	-EINVAL: @client or @state is NULL; or there is no route, for the reason
+ *	that physdma_route() gives and the log has
+ *	-EFAULT: @phys is no provider's
+ *	-ENODEV: the client came when the memory was being revoked
+ *	-EOPNOTSUPP: CONFIG_PHYSDMA=n
+ */
+int physdma_map_state(struct physdma_client *client, phys_addr_t phys,
+		      struct pci_p2pdma_map_state *state);
 #else /* CONFIG_PHYSDMA */
 static inline struct physdma_provider *
 physdma_register(struct pci_dev *pdev, int bar, u64 offset, u64 size)
@@ -430,6 +475,23 @@ physdma_map(struct physdma_client *client, struct physdma_mapping *mapping,
 
 static inline void physdma_unmap(struct physdma_mapping *mapping)
 {
+}
+
+static inline int physdma_live_get(phys_addr_t phys, phys_addr_t *first,
+				   phys_addr_t *last)
+{
+	return -EOPNOTSUPP;
+}
+
+static inline void physdma_live_put(phys_addr_t phys)
+{
+}
+
+static inline int physdma_map_state(struct physdma_client *client,
+				    phys_addr_t phys,
+				    struct pci_p2pdma_map_state *state)
+{
+	return -EOPNOTSUPP;
 }
 #endif /* CONFIG_PHYSDMA */
 

@@ -128,8 +128,6 @@ pub use self::segment::{
     Path,
     Segment, //
 };
-#[cfg(CONFIG_BLOCK)]
-pub use self::source::ReqBvecs;
 pub use self::source::{
     Miss,
     Mixed,
@@ -138,6 +136,11 @@ pub use self::source::{
     Raw,
     Source,
     Virt, //
+};
+#[cfg(CONFIG_BLOCK)]
+pub use self::source::{
+    PhysReqBvecs,
+    ReqBvecs, //
 };
 pub use self::window::Window;
 use crate::io::PhysAddr;

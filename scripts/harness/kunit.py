@@ -19,7 +19,7 @@ from .vm import CommandError, Vm, VmError
 
 DOCTESTS = "rust_doctests_kernel"
 # The doc examples that are ours to keep: of the layer and of what patches/ add.
-OUR_DOCTESTS = re.compile(r"_(physdma|block_mq|pci)_")
+OUR_DOCTESTS = re.compile(r"_(physdma|block_mq|block_bio|pci)_")
 
 
 def suites(kernel: Path) -> list[str]:

@@ -42,6 +42,7 @@ class Device:
 class Ssd(Device):
     """An NVMe SSD. Its namespaces are sparse files, `images`, made when the
     machine starts unless given; with `detached` none of them is attached.
+    `namespace_options` are more properties of each for QEMU.
     cmb and pmr are the MiB of its controller and persistent memory buffers."""
 
     size_mb: int = 64
@@ -51,6 +52,7 @@ class Ssd(Device):
     pmr_mb: int = 0
     serial: str = ""
     detached: bool = False
+    namespace_options: dict = field(default_factory=dict)
     images: list[Path] = field(default_factory=list)
 
     def arguments(self, number, bus, files):
@@ -73,7 +75,8 @@ class Ssd(Device):
             arguments += ["-device", f"nvme-ns,drive={drive},bus={name},nsid={nsid},"
                           f"logical_block_size={self.block_size},"
                           f"physical_block_size={self.block_size},"
-                          f"detached={'on' if self.detached else 'off'}"]
+                          f"detached={'on' if self.detached else 'off'}" +
+                          "".join(f",{k}={v}" for k, v in self.namespace_options.items())]
         return arguments
 
 

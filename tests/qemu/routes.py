@@ -144,7 +144,7 @@ def operator(t, providers, edu, ssds, wide, narrow):
         for device, (bar, first, last, rest) in found.items():
             resource = t.vm.sh(f"sed -n {bar + 1}p /sys/bus/pci/devices/{device}/resource")
             start, end, _ = (int(word, 0) for word in resource.split())
-            assert rest == ["no", "open", "0", "0"], f"{device}: {rest}"
+            assert rest == ["no", "open", "0", "0", "0"], f"{device}: {rest}"
             if device in providers:
                 assert (bar, first, last) == (2, start, end), f"{device}: {first:#x}-{last:#x}"
             else:

@@ -58,6 +58,13 @@ impl Attachment {
         Arc::pin_init(PercpuRef::new(attachment, GFP_KERNEL), GFP_KERNEL)
     }
 
+    /// Counts a request whose memory is kept by another live reference than one of this.
+    #[inline]
+    pub(super) fn pass(&self) {
+        self.taken.inc();
+        self.given.inc();
+    }
+
     /// Counts a request that was refused; the first time, the log says why there is no route.
     #[cold]
     pub(super) fn refuse(&self, memory: &BarRange) {
@@ -108,6 +115,23 @@ impl Live {
         Some(Self(live))
     }
 
+    /// Lets nobody drop it but [`Live::recover`].
+    #[inline]
+    pub(super) fn forget(self) {
+        core::mem::forget(self);
+    }
+
+    /// A live reference that was forgotten.
+    ///
+    /// # Safety
+    ///
+    /// It is one of `attached`, and is recovered once.
+    #[inline]
+    pub(super) unsafe fn recover(attached: &Attached) -> Self {
+        // SAFETY: By the safety requirements.
+        Self(unsafe { attached.recover() })
+    }
+
     /// Whether it is a reference of `attachment`.
     #[inline]
     pub(super) fn is_of(&self, attachment: &Attachment) -> bool {
@@ -153,7 +177,7 @@ pub struct Traffic<'a> {
     pub refused: u64,
 }
 
-/// The CPU, as a client.
+/// The CPU, or a bio on its way to whatever device, as a client.
 pub(super) struct Cpu;
 
 impl Topology for Cpu {

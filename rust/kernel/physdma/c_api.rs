@@ -548,3 +548,71 @@ unsafe extern "C" fn physdma_unmap(mapping: *mut bindings::physdma_mapping) {
         mapping.unmap();
     }
 }
+
+/// Keeps memory of a provider from being revoked.
+///
+/// # Safety
+///
+/// `first` and `last` are null, or valid for writes.
+#[export]
+unsafe extern "C" fn physdma_live_get(
+    phys: bindings::phys_addr_t,
+    first: *mut bindings::phys_addr_t,
+    last: *mut bindings::phys_addr_t,
+) -> c_int {
+    // SAFETY: By the safety requirements.
+    let (Some(to_first), Some(to_last)) = (unsafe { first.as_mut() }, unsafe { last.as_mut() })
+    else {
+        return EINVAL.to_errno();
+    };
+    match registry::keep_for_io(phys) {
+        Ok((first, last)) => {
+            (*to_first, *to_last) = (first, last);
+            0
+        }
+        Err(e) => e.to_errno(),
+    }
+}
+
+/// Lets memory of a provider go.
+///
+/// # Safety
+///
+/// [`physdma_live_get`] returned 0 for `phys`, once for each time that this is called.
+#[export]
+unsafe extern "C" fn physdma_live_put(phys: bindings::phys_addr_t) {
+    // SAFETY: By the safety requirements.
+    unsafe { registry::let_go(phys) };
+}
+
+/// How a client is to map memory of a provider.
+///
+/// # Safety
+///
+/// - `client` is null, an errno, or a client.
+/// - `state` is null, or valid for writes. The provider in it is there as long as what
+///   [`physdma_live_get`] keeps, which is the memory at `phys`.
+#[export]
+unsafe extern "C" fn physdma_map_state(
+    client: *mut bindings::physdma_client,
+    phys: bindings::phys_addr_t,
+    state: *mut bindings::pci_p2pdma_map_state,
+) -> c_int {
+    // SAFETY: By the safety requirements.
+    let (client, to) = unsafe { (self::client(client), state.as_mut()) };
+    let (Some(client), Some(to)) = (client, to) else {
+        return EINVAL.to_errno();
+    };
+    match client.way_to(phys) {
+        Ok((Route::HostBridge, provider)) => {
+            to.map = bindings::pci_p2pdma_map_type_PCI_P2PDMA_MAP_THRU_HOST_BRIDGE;
+            to.mem = provider;
+        }
+        Ok((Route::Bus { .. } | Route::Internal { .. }, provider)) => {
+            to.map = bindings::pci_p2pdma_map_type_PCI_P2PDMA_MAP_BUS_ADDR;
+            to.mem = provider;
+        }
+        Err(e) => return e.to_errno(),
+    }
+    0
+}

@@ -28,6 +28,7 @@ use crate::{
         Device, //
     },
     error::to_result,
+    io::PhysAddr,
     prelude::*,
     sync::Arc, //
 };
@@ -227,6 +228,22 @@ impl<'a, B: Backend> Client<'a, B> {
             Some(attachment) if !provider.is_revoked() => attachment.route.map(|(route, _)| route),
             _ => Err(Refused::Revoked),
         }
+    }
+
+    /// How the device reaches the memory at `phys`, and whose it is, for C code that maps it by
+    /// itself.
+    ///
+    /// May be called in atomic context.
+    ///
+    /// # Errors
+    ///
+    /// - `EFAULT`: it is no provider's.
+    /// - `ENODEV`: the client came when the memory was being revoked.
+    /// - `EINVAL`: there is no route.
+    #[inline]
+    pub(super) fn way_to(&self, phys: PhysAddr) -> Result<(Route, *mut bindings::p2pdma_provider)> {
+        // SAFETY: The client is borrowed.
+        unsafe { registry::way_to(self.member.id(), phys) }
     }
 }
 

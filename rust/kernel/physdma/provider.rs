@@ -118,6 +118,10 @@ pub(super) struct Inner {
     /// Whether a program has ever mapped it.
     pub(super) is_mapped: Atomic<bool>,
     pub(super) cpu: Arc<Attached>,
+    /// Bios that have been submitted.
+    pub(super) bios: Arc<Attached>,
+    /// The same, as C knows it.
+    pub(super) p2p: P2p,
     /// All clients have numbers less than this.
     clients: Atomic<usize>,
     /// By the number of the client. Changed under the registry's lock, as long as it is there.
@@ -129,6 +133,14 @@ pub(super) struct Inner {
     #[pin]
     told: CondVar,
 }
+
+/// What `blk-mq-dma.c` makes bus addresses by.
+pub(super) struct P2p(pub(super) bindings::p2pdma_provider);
+
+// SAFETY: It is read, and nothing else.
+unsafe impl Send for P2p {}
+// SAFETY: As above.
+unsafe impl Sync for P2p {}
 
 struct State {
     revoked: bool,
@@ -144,12 +156,19 @@ unsafe impl Send for State {}
 impl Inner {
     pub(super) fn new(range: BarRange, has_pages: bool) -> Result<Arc<Self>> {
         let cpu = Attachment::new(Arc::new(Cpu, GFP_KERNEL)?, &range)?;
+        let bios = Attachment::new(Arc::new(Cpu, GFP_KERNEL)?, &range)?;
+        let p2p = P2p(bindings::p2pdma_provider {
+            owner: range.dev.as_ref().as_raw(),
+            bus_offset: range.bus_offset,
+        });
         Arc::pin_init(
             try_pin_init!(Self {
                 range,
                 has_pages,
                 is_mapped: Atomic::new(false),
                 cpu,
+                bios,
+                p2p,
                 clients: Atomic::new(0),
                 attachments <- XArray::new(AllocKind::Alloc),
                 state <- new_mutex!(State {
@@ -229,6 +248,7 @@ impl Inner {
     pub(super) fn kill(&self, clients: usize) {
         self.state.lock().revoked = true;
         self.cpu.kill();
+        self.bios.kill();
         for id in 0..clients {
             if let Some(attachment) = self.attachment_of(Some(id)) {
                 attachment.kill();
@@ -418,6 +438,11 @@ impl Provider {
     /// What the CPU has mapped.
     pub fn cpu_traffic(&self) -> Traffic<'_> {
         self.0.cpu.traffic()
+    }
+
+    /// What bios that are on their way have.
+    pub fn bio_traffic(&self) -> Traffic<'_> {
+        self.0.bios.traffic()
     }
 
     /// Calls `f` with what there is between the memory and each client, whether it was ever used

@@ -12,6 +12,10 @@
 //! C header: [`include/linux/maple_tree.h`](srctree/include/linux/maple_tree.h)
 
 use super::{
+    attachment::{
+        Attached,
+        Live, //
+    },
     provider::{
         Inner,
         Provider, //
@@ -30,6 +34,7 @@ use crate::{
         Device, //
     },
     error::to_result,
+    io::PhysAddr,
     jump_label::{
         static_branch_unlikely,
         StaticKeyFalse, //
@@ -214,6 +219,74 @@ pub(super) fn owner_of(piece: PhysBvec) -> (Option<Provider>, u32) {
     (owner.map(|inner| Provider(inner.into())), len)
 }
 
+/// Keeps the memory of the provider that has `phys` from being revoked, for a bio. Returns the
+/// range. May be called in any context.
+///
+/// # Errors
+///
+/// - `EFAULT`: it is no provider's, or one's that hands its memory out by its pages.
+/// - `ENODEV`: it is being revoked.
+pub(super) fn keep_for_io(phys: PhysAddr) -> Result<(PhysAddr, PhysAddr)> {
+    let byte = PhysBvec::new(phys, 1).ok_or(EFAULT)?;
+    let guard = rcu::read_lock();
+    match find(byte, &guard) {
+        (Some(inner), _) if !inner.has_pages => {
+            Live::new(&inner.bios, &guard).ok_or(ENODEV)?.forget();
+            Ok((inner.range.first, inner.range.last))
+        }
+        _ => Err(EFAULT),
+    }
+}
+
+/// The bio has ended. May be called in any context.
+///
+/// # Safety
+///
+/// [`keep_for_io`] returned the range that `phys` is in, and this is called once for that.
+pub(super) unsafe fn let_go(phys: PhysAddr) {
+    let guard = rcu::read_lock();
+    // The range is there as long as it is kept.
+    if let Some((Some(inner), _)) = PhysBvec::new(phys, 1).map(|byte| find(byte, &guard)) {
+        // SAFETY: By the safety requirements.
+        drop(unsafe { Live::recover(&inner.bios) });
+    }
+}
+
+/// How client number `id` reaches the memory at `phys`, and whose it is, as C knows it. May be
+/// called in any context.
+///
+/// # Errors
+///
+/// - `EFAULT`: it is no provider's.
+/// - `ENODEV`: the client came when the memory was being revoked.
+/// - `EINVAL`: there is no route.
+///
+/// # Safety
+///
+/// The client does not go meanwhile.
+pub(super) unsafe fn way_to(
+    id: usize,
+    phys: PhysAddr,
+) -> Result<(Route, *mut bindings::p2pdma_provider)> {
+    let byte = PhysBvec::new(phys, 1).ok_or(EFAULT)?;
+    let guard = rcu::read_lock();
+    let (Some(inner), _) = find(byte, &guard) else {
+        return Err(EFAULT);
+    };
+    // SAFETY: By the safety requirements.
+    let attachment = unsafe { Inner::attachment(inner, id, &guard) }.ok_or(ENODEV)?;
+    match attachment.route {
+        Ok((route, _)) => {
+            attachment.pass();
+            Ok((route, core::ptr::from_ref(&inner.p2p.0).cast_mut()))
+        }
+        Err(refused) => {
+            attachment.refuse(&inner.range);
+            Err(refused.into())
+        }
+    }
+}
+
 /// The provider to which all of `piece` belongs; [`None`] if it is no provider's memory.
 ///
 /// May be called in any context; what it returns is dropped where it is allowed to sleep.
@@ -359,6 +432,20 @@ pub(super) fn kill(inner: &Inner) -> usize {
     members.clients.len()
 }
 
+/// Waits until nothing is in flight on `attached`, which has been killed. Says now and then for
+/// whom: the client, or where that is not a device, `who`. Sleeps.
+fn wait_for(inner: &Inner, attached: &Attached, who: &CStr) {
+    while !attached.wait_timeout(msecs_to_jiffies(PATIENCE_MS)) {
+        dev_warn!(
+            inner.range.dev,
+            "memory {:#x}-{:#x} is revoked, but waits for {}\n",
+            inner.range.first,
+            inner.range.last,
+            attached.client.device().map_or(who, Device::name)
+        );
+    }
+}
+
 /// Takes a range away from everybody. After it returns no device has an address of it. Sleeps.
 pub(super) fn revoke(inner: &Arc<Inner>) {
     let Some(registry) = REGISTRY.as_ref() else {
@@ -368,31 +455,17 @@ pub(super) fn revoke(inner: &Arc<Inner>) {
     let clients = kill(inner);
     inner.tell_holders();
 
-    for id in Iterator::chain(core::iter::once(None), (0..clients).map(Some)) {
+    wait_for(inner, &inner.cpu, c"the CPU");
+    wait_for(inner, &inner.bios, c"a bio");
+    for id in 0..clients {
         // A client that leaves is found until it has nothing mapped any more.
-        let Some(attachment) = inner.attachment_of(id) else {
+        let Some(attachment) = inner.attachment_of(Some(id)) else {
             continue;
         };
-        while !attachment.wait_timeout(msecs_to_jiffies(PATIENCE_MS)) {
-            match attachment.client.device() {
-                Some(client) => dev_warn!(
-                    inner.range.dev,
-                    "memory {:#x}-{:#x} is revoked, but waits for {}\n",
-                    inner.range.first,
-                    inner.range.last,
-                    client.name()
-                ),
-                None => dev_warn!(
-                    inner.range.dev,
-                    "memory {:#x}-{:#x} is revoked, but the CPU has it mapped\n",
-                    inner.range.first,
-                    inner.range.last
-                ),
-            }
-        }
+        wait_for(inner, &attachment, c"a client");
         // In lazy mode an IOMMU forgets later what was unmapped. A device that is in the list, and
         // cannot go while it is locked, is bound.
-        if let (Some(id), Ok((Route::HostBridge, _))) = (id, attachment.route) {
+        if let Ok((Route::HostBridge, _)) = attachment.route {
             let members = registry.members.lock();
             if let Some(Slot::Client(client) | Slot::Leaving(client)) = members.clients.get(id) {
                 client.flush();

@@ -59,7 +59,8 @@ pub(super) mod private {
 
 /// Memory to be mapped for a device, in order, as [`PhysBvec`]s.
 ///
-/// Implemented by [`ReqBvecs`], [`Virt`], [`Pages`], [`PinnedBvecs`], [`Mixed`] and [`Raw`].
+/// Implemented by [`ReqBvecs`], [`PhysReqBvecs`], [`Virt`], [`Pages`], [`PinnedBvecs`], [`Mixed`]
+/// and [`Raw`].
 ///
 /// [`PinnedBvecs`]: super::PinnedBvecs
 ///
@@ -450,7 +451,7 @@ fn measure<'r>(pieces: impl Iterator<Item = &'r PhysBvec>) -> Result<(usize, u64
     Ok((bytes, gaps))
 }
 
-/// The memory of a block request: all bios, walked in place.
+/// The memory of a block request that has pages: all bios, walked in place.
 ///
 /// # Examples
 ///
@@ -502,11 +503,11 @@ impl Iterator for ReqIter<'_> {
     }
 }
 
-/// A piece of a request's memory.
+/// A piece of the memory of a request that has pages.
 ///
-/// All of it has pages. What they are is looked at only where a piece has room to say it: memory of
-/// PCI devices is known to the registry, and nobody puts pages into a bio that no other device can
-/// reach. (`get_user_pages()` has them moved to RAM.)
+/// What they are is looked at only where a piece has room to say it: memory of PCI devices is known
+/// to the registry, and nobody puts pages into a bio that no other device can reach.
+/// (`get_user_pages()` has them moved to RAM.)
 #[cfg(CONFIG_BLOCK)]
 #[inline]
 fn of_request(phys: PhysAddr, len: u32) -> Option<PhysBvec> {
@@ -530,6 +531,7 @@ impl<'r> ReqBvecs<'r> {
     /// - What is mapped from this source is unmapped before the request is ended: the memory is
     ///   given back then.
     /// - It is written, by the device or by the CPU, only if the request is one that reads.
+    /// - It has pages: not [`Request::is_phys`].
     #[inline]
     pub unsafe fn new(request: &'r Request) -> Self {
         Self {
@@ -585,6 +587,100 @@ impl Source for ReqBvecs<'_> {
             return None;
         }
         of_request(phys, len)
+    }
+}
+
+/// The memory of a block request that has no pages: one whose [`Request::is_phys`] says so.
+///
+/// It is a provider's, or is refused.
+///
+/// # Examples
+///
+/// ```
+/// use kernel::{
+///     block::mq::Request,
+///     dma::DataDirection,
+///     physdma::{Client, Mapping, PhysReqBvecs},
+/// };
+///
+/// /// Maps the memory of another device that the device is to read.
+/// fn map<'a>(client: &'a Client<'a>, request: &Request, mapping: &mut Mapping<'a>) -> Result {
+///     let source = PhysReqBvecs::new(request).ok_or(EINVAL)?;
+///     let mut segments = client.map(mapping, source, DataDirection::ToDevice)?;
+///     while let Some(segment) = segments.next()? {
+///         // Write `segment.dma` and `segment.len` into the device's descriptor.
+///         pr_debug!("{:#x} {}\n", segment.dma, segment.len);
+///     }
+///     Ok(())
+/// }
+/// ```
+#[cfg(CONFIG_BLOCK)]
+pub struct PhysReqBvecs<'r> {
+    request: &'r Request,
+    pieces: Merge<PhysReqIter<'r>>,
+}
+
+#[cfg(CONFIG_BLOCK)]
+struct PhysReqIter<'r>(Bvecs<'r>);
+
+#[cfg(CONFIG_BLOCK)]
+impl Iterator for PhysReqIter<'_> {
+    type Item = PhysBvec;
+
+    #[inline]
+    fn next(&mut self) -> Option<PhysBvec> {
+        let (phys, len) = self.0.next()?;
+        Some(PhysBvec::new(phys, len)?.with_kind(BvecKind::Provider))
+    }
+}
+
+#[cfg(CONFIG_BLOCK)]
+impl<'r> PhysReqBvecs<'r> {
+    /// The data of `request`; [`None`], if it has pages.
+    #[inline]
+    pub fn new(request: &'r Request) -> Option<Self> {
+        request.is_phys().then(|| Self {
+            request,
+            pieces: Merge::new(PhysReqIter(request.bvecs())),
+        })
+    }
+}
+
+#[cfg(CONFIG_BLOCK)]
+impl private::Sealed for PhysReqBvecs<'_> {}
+
+#[cfg(CONFIG_BLOCK)]
+impl Source for PhysReqBvecs<'_> {
+    const MISS: Miss = Miss::Refuse;
+
+    #[inline]
+    fn bytes(&self) -> usize {
+        // CAST: A request's length has 32 bits.
+        self.request.bytes() as usize
+    }
+
+    #[inline]
+    fn gaps(&self) -> u64 {
+        self.request.phys_gap_mask() as u64
+    }
+
+    #[inline]
+    fn next(&mut self) -> Option<PhysBvec> {
+        self.pieces.next()
+    }
+
+    #[inline]
+    fn rewind(&mut self) {
+        self.pieces = Merge::new(PhysReqIter(self.request.bvecs()));
+    }
+
+    #[inline]
+    fn only(&self) -> Option<PhysBvec> {
+        let (phys, len) = self.request.bvecs().next()?;
+        if len != self.request.bytes() {
+            return None;
+        }
+        Some(PhysBvec::new(phys, len)?.with_kind(BvecKind::Provider))
     }
 }
 
