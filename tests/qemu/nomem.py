@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0
-"""No memory: each allocation of a probe fails in turn.
+"""No memory: each allocation of a probe fails in turn, or the first of them.
 
 The shell that binds the device tells the kernel which of its allocations is to
 fail. Whatever was done until then is undone, and the next probe finds
