@@ -128,9 +128,9 @@ class Vm:
         return crashed or self._hung and not klog.reports(self.log(), [stalls.pattern])
 
     def emulator_lost(self) -> bool:
-        """Whether QEMU lost what a processor wrote, which it does once in some
-        hundred machines that wait for each other's processors: it sends an
-        access to another device than the one that is there. Either the IOMMU
+        """Whether QEMU lost what a processor wrote, which it does now and then
+        on a busy host: it sends an access to another device than the one that
+        is there. Either the IOMMU
         got one to registers that it does not have. Or the kernel misses the
         timer of a processor, which is asleep, and whose timer is not set."""
         said, shown = (path.read_text(errors="replace") if path.exists() else ""

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0
-"""No memory: each allocation of a probe fails in turn.
+"""No memory: each allocation of a probe fails in turn, or the first of them.
 
 The shell that binds the device tells the kernel which of its allocations is to
 fail. Whatever was done until then is undone, and the next probe finds
 everything as it was; that nothing leaked, kmemleak says at the end.
 """
+
+import os
 
 from harness.topology import Ivshmem, Machine, Ssd
 
@@ -17,8 +19,8 @@ FAILSLAB = "/sys/kernel/debug/failslab"
 # one is not told to others.
 BIND = ("(echo {nth} >/proc/self/fail-nth; echo {address} >{driver}/bind; code=$?; "
         "read left </proc/self/fail-nth; echo $code $left) 2>/tmp/error; cat /tmp/error")
-# More than any probe has.
-MOST = 2000
+# How many of a probe's allocations fail, in turn: the first ones.
+MOST = int(os.environ.get("ALLOCATIONS", "200"))
 
 
 def machine(mode):
@@ -45,22 +47,27 @@ def run(t):
 
 
 def each_fails(t, address, name):
-    """Binds the device until no allocation of the probe is left that has not failed."""
+    """Binds the device again and again, and each time the next allocation of the probe fails."""
     driver = f"/sys/bus/pci/drivers/{name}"
     failed = 0
     t.vm.sh(f"echo {address} >{driver}/unbind")
-    for nth in range(1, MOST):
+    for nth in range(1, MOST + 1):
+        at = len(t.vm.log())
         words = t.vm.sh(BIND.format(nth=nth, address=address, driver=driver), limit=30).split()
         code, left, why = words[0], words[1:2], " ".join(words[2:])
         if left and left[0] != "0":
+            # There are no more.
             assert code == "0", why
+            t.vm.sh(f"echo {address} >{driver}/unbind", limit=30)
             break
         if code != "0":
-            assert "allocate memory" in why, f"allocation {nth}: {why}"
+            # A BAR that there is no memory to note for is busy, says C.
+            assert "allocate memory" in why or "busy" in why and \
+                "can't reserve" in t.vm.log()[at:], f"allocation {nth}: {why}"
             failed += 1
         # Some it can do without.
         t.vm.sh(f"! [ -e {driver}/{address} ] || echo {address} >{driver}/unbind", limit=30)
-    else:
-        raise AssertionError("there is no end of allocations")
-    print(f"note    {t.suite}: {name}: {failed} of {nth - 1} allocations are missed", flush=True)
+    print(f"note    {t.suite}: {name}: {failed} of {nth} allocations are missed", flush=True)
     assert failed > 0
+    # All is as it was.
+    t.vm.sh(f"echo {address} >{driver}/bind", limit=30)

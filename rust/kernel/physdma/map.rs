@@ -55,7 +55,6 @@ use super::{
         Segment, //
     },
     BvecKind,
-    Limits,
     Miss,
     PhysBvec,
     Source, //
@@ -82,7 +81,7 @@ impl<'a, B: Backend> Client<'a, B> {
     /// May be called in atomic context. Nothing is allocated unless the memory is more than one
     /// piece, cannot become one range, and must be unmapped piece by piece; or belongs to more than
     /// one provider. What is allocated comes from a reserve then, unless the memory belongs to more
-    /// providers than [`Limits::max_segments`].
+    /// providers than `Limits::max_segments`.
     ///
     /// # Errors
     ///
