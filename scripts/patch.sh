@@ -60,7 +60,8 @@ add)
 	[ -e "$LINUX/$2" ] || say "the kernel has no $2 yet: the patch will add it"
 	name=${3:-$(before_hook)}
 	take_out_to "$name"
-	q "$SERIES" add "$2"
+	# It may be one of its files already.
+	q "$SERIES" files "$name" | grep -qxF "$2" || q "$SERIES" add "$2"
 	say "edit build/linux/$2, then: make patch-refresh PATCH=$name"
 	;;
 refresh)

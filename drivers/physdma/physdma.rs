@@ -83,12 +83,11 @@ fn show_providers(f: &mut fmt::Formatter<'_>) -> fmt::Result {
             cpu,
             provider.bio_traffic().in_flight,
         ))?;
-        match provider.holders() {
-            Ok(holders) => holders
-                .iter()
-                .try_for_each(|holder| f.write_fmt(fmt!(" {}", holder.name())))?,
-            Err(_) => f.write_str(" (no memory to list them)")?,
-        }
+        let mut result = Ok(());
+        provider.for_each_holder(|name| {
+            result = result.and_then(|()| f.write_fmt(fmt!(" {name}")));
+        });
+        result?;
         f.write_str("\n")
     })
 }

@@ -224,6 +224,9 @@ impl List {
                 Part::Provider(memory) => {
                     for &piece in memory {
                         let provider = provider_of(piece)?.ok_or(EFAULT)?;
+                        if provider.has_pages() {
+                            return Err(EFAULT);
+                        }
                         let kind = match client.route(&provider) {
                             Ok(Route::Internal { bar, .. }) => Kind::Own(bar),
                             // Where there is no route, it is refused when it is mapped.
@@ -302,7 +305,7 @@ impl<'a, R: Regs + 'a> Disk<'a, R> {
     ///
     /// - `EINVAL`: the memory cannot be cut into commands, or the device cannot reach it; one line
     ///   says why.
-    /// - `EFAULT`: what is said to be a provider's memory is not.
+    /// - `EFAULT`: what is said to be a provider's memory is not, or is handed out by its pages.
     /// - `ENODEV`: the memory is being revoked, or the disk is gone.
     /// - `ENOMEM`.
     /// - What the device says, as the block layer translates it.

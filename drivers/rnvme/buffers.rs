@@ -28,6 +28,7 @@ use kernel::{
         Lockdown, //
     },
     sync::Mutex,
+    time::msecs_to_jiffies,
     uaccess::UserPtr,
     uapi,
     xarray::{
@@ -35,6 +36,9 @@ use kernel::{
         XArray, //
     }, //
 };
+
+/// How long who unregisters a buffer waits for I/O that is using it, in milliseconds.
+const UNREGISTER_MS: u32 = 1000;
 
 /// The provider that has `bytes` bytes from `offset` on of a BAR, and where they are in its memory.
 ///
@@ -85,12 +89,15 @@ fn map<'a>(client: &'a Client<'a>, memory: Memory) -> Result<Premapped<'a>> {
         Memory::User { address, bytes } => {
             let address = usize::try_from(address).map_err(|_| EFAULT)?;
             let bytes = usize::try_from(bytes).map_err(|_| EFAULT)?;
-            let pinned = Pinned::long_term(UserPtr::from_addr(address), bytes)?;
-
-            client
-                .premap(pinned, DataDirection::Bidirectional)
-                // That would say that the program may not.
-                .map_err(|e| if e == EPERM { EOPNOTSUPP } else { e })
+            Pinned::long_term(UserPtr::from_addr(address), bytes)
+                .and_then(|pinned| client.premap(pinned, DataDirection::Bidirectional))
+                .map_err(|e| match e {
+                    // That would say that the program may not.
+                    e if e == EPERM => EOPNOTSUPP,
+                    // Memory of another device, with pages.
+                    e if e == EREMOTEIO => EFAULT,
+                    e => e,
+                })
         }
     }
 }
@@ -116,13 +123,13 @@ impl<'a> Buffers<'a> {
         })
     }
 
-    /// Registers `memory`, and returns its number. Sleeps.
+    /// Registers `memory`, and has `tell` tell its number. Sleeps.
     ///
     /// # Errors
     ///
-    /// Those of `RNVME_IOC_BUF_REGISTER`.
-    pub(crate) fn register(&self, memory: Memory) -> Result<u32> {
-        self.add(KBox::new(map(self.client, memory)?, GFP_KERNEL)?)
+    /// Those of `RNVME_IOC_BUF_REGISTER`, and of `tell`.
+    pub(crate) fn register(&self, memory: Memory, tell: &mut dyn FnMut(u32) -> Result) -> Result {
+        self.add(KBox::new(map(self.client, memory)?, GFP_KERNEL)?, tell)
     }
 
     /// Gives a buffer a number. Sleeps.
@@ -131,28 +138,38 @@ impl<'a> Buffers<'a> {
     ///
     /// - `ENOSPC`: there are too many.
     /// - `ENOMEM`.
-    pub(crate) fn add(&self, buffer: KBox<Premapped<'a>>) -> Result<u32> {
+    /// - Those of `tell`.
+    pub(crate) fn add(
+        &self,
+        buffer: KBox<Premapped<'a>>,
+        tell: &mut dyn FnMut(u32) -> Result,
+    ) -> Result {
         let _numbering = self.numbering.lock();
         let id = (1..=uapi::RNVME_MAX_BUFS)
             .find(|&id| self.list.lock().get(id as usize).is_none())
             .ok_or(ENOSPC)?;
 
+        // Before anybody can use the number, and take it away.
+        tell(id)?;
         // It was free, and others who look for one wait.
         let stored = self.list.lock().store(id as usize, buffer, GFP_KERNEL);
         stored.map_err(|e| e.error)?;
-        Ok(id)
+        Ok(())
     }
 
-    /// Removes buffer number `id`. Sleeps.
+    /// Removes buffer number `id`. Waits until it can be said to be gone, unless it is used for
+    /// long. Sleeps.
     ///
     /// # Errors
     ///
     /// `ENOENT`: there is none.
     pub(crate) fn unregister(&self, id: u32) -> Result {
         // Dropping it may sleep, which is not for when the lock is held.
-        let buffer = self.list.lock().remove(id as usize);
+        let buffer = self.list.lock().remove(id as usize).ok_or(ENOENT)?;
 
-        buffer.map(drop).ok_or(ENOENT)
+        // A program that registers the next one may lock as much again.
+        KBox::into_inner(buffer).unmap(msecs_to_jiffies(UNREGISTER_MS));
+        Ok(())
     }
 
     /// A part of buffer number `id`, for one command.

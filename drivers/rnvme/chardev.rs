@@ -67,12 +67,12 @@ use kernel::{
 
 /// What an open file does with a controller.
 pub(crate) trait Session: Send + Sync {
-    /// Registers a buffer. Sleeps.
+    /// Registers a buffer, and has `tell` tell its number. Sleeps.
     ///
     /// # Errors
     ///
-    /// Those of `RNVME_IOC_BUF_REGISTER`.
-    fn register(&self, memory: Memory) -> Result<u32>;
+    /// Those of `RNVME_IOC_BUF_REGISTER`, and of `tell`.
+    fn register(&self, memory: Memory, tell: &mut dyn FnMut(u32) -> Result) -> Result;
 
     /// Lets go of a buffer. Sleeps.
     ///
@@ -227,8 +227,8 @@ impl<'a, R: Regs + 'a> Opened<'a, R> {
 }
 
 impl<'a, R: Regs + 'a> Session for Opened<'a, R> {
-    fn register(&self, memory: Memory) -> Result<u32> {
-        self.buffers.register(memory)
+    fn register(&self, memory: Memory, tell: &mut dyn FnMut(u32) -> Result) -> Result {
+        self.buffers.register(memory, tell)
     }
 
     fn unregister(&self, id: u32) -> Result {
@@ -362,14 +362,12 @@ impl MiscDevice for OpenFile {
                 let memory = buf.memory()?;
 
                 this.with(|session| {
-                    buf.0.id = session.register(memory)?;
-                    UserSlice::new(UserPtr::from_addr(arg), size_of::<RawBuf>())
-                        .writer()
-                        .write(&buf)
-                        .inspect_err(|_| {
-                            // The program would never know the number.
-                            let _ = session.unregister(buf.0.id);
-                        })
+                    session.register(memory, &mut |id| {
+                        buf.0.id = id;
+                        UserSlice::new(UserPtr::from_addr(arg), size_of::<RawBuf>())
+                            .writer()
+                            .write(&buf)
+                    })
                 })?;
             }
             abi::BUF_UNREGISTER => {

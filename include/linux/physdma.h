@@ -201,10 +201,11 @@ struct physdma_provider *physdma_register_pages(struct pci_dev *pdev, int bar,
  * physdma_revoke - map a provider's memory no more
  * @provider: what was registered, or NULL
  *
- * The first step of physdma_unregister(), for whoever has to do something
+ * The first steps of physdma_unregister(), for whoever has to do something
  * else before the others: from here on physdma_map() of this memory fails with
- * -ENODEV. What is mapped stays mapped, look-ups still find the provider, and
- * the range cannot be registered again. May be called more than once.
+ * -ENODEV, and whoever wants to be told has been. What is mapped stays mapped,
+ * look-ups still find the provider, and the range cannot be registered again.
+ * May be called more than once.
  *
  * Context: May sleep.
  */

@@ -102,8 +102,9 @@ class Session:
     def in_flight(self):
         """How many buffers A has of the memory, those included of which only I/O is left."""
         client = self.t.machine.address(self.a)
-        line = re.search(rf"{self.provider} +2 {client} .*", self.t.vm.sh(f"cat {ROUTES}"))[0]
-        return int(line.split()[5])
+        line = re.search(rf"{self.provider} +2 {client} .*", self.t.vm.sh(f"cat {ROUTES}"))
+        # Where the SSD has gone there is no line.
+        return int(line[0].split()[5]) if line else 0
 
     def pinned(self):
         """How many pages are pinned in all the machine."""

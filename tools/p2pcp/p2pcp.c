@@ -498,7 +498,7 @@ int main(int argc, char **argv)
 		copy_by_ring(start);
 	else
 		copy_by_ioctl(start);
-	if (ioctl(to.disk, BLKFLSBUF) || fsync(to.disk))
+	if (fsync(to.disk) || posix_fadvise(to.disk, 0, 0, POSIX_FADV_DONTNEED))
 		die("%s: what was written may not be on the disk: %s", to.path, strerror(errno));
 	progress(start, 1);
 	printf("copied %llu bytes by %s, %llu at a time, through BAR %u of %s\n", size,

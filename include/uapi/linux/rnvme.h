@@ -28,7 +28,7 @@
  * - To register memory of a PCI device takes a kernel that lets programs
  *   access PCI devices: see kernel_lockdown(7).
  * - Memory of the program counts as locked, see RLIMIT_MEMLOCK, until it is
- *   unregistered.
+ *   unregistered and no I/O uses it any more.
  *
  * WHAT STAYS
  *
@@ -132,7 +132,8 @@ struct rnvme_buf {
  * @id: its number
  * @reserved: zero
  *
- * I/O that is under way is finished.
+ * I/O that is under way is finished, but not waited for when it takes longer
+ * than a second.
  *
  * Return: 0, or
  *
@@ -202,7 +203,7 @@ struct rnvme_io {
  * The completion has what the ioctl would return. Commands are under way at the
  * same time, and end in any order. One that is not longer than a command of the
  * controller, see max_hw_sectors_kb of the disk's queue, costs no thread of the
- * kernel's.
+ * kernel's unless that queue is full or held.
  *
  * A command is not cancelled: closing the ring waits for it, as for any read.
  */

@@ -81,6 +81,14 @@ impl Attachment {
         }
     }
 
+    /// Waits until the client cannot reach the memory by what it has unmapped: in lazy mode an IOMMU
+    /// forgets that later. The client is one still. May sleep.
+    pub(super) fn flush(&self) {
+        if let Ok((Route::HostBridge, _)) = self.route {
+            self.client.flush();
+        }
+    }
+
     /// What there has been, for an operator.
     pub(super) fn traffic(&self) -> Traffic<'_> {
         let given = self.given.sum();

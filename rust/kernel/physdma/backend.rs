@@ -74,7 +74,8 @@ pub enum Memory {
     /// RAM that the device uses itself, as long as it is mapped: it is refused where it would have
     /// to be bounced, or looked after by the CPU. `DMA_ATTR_REQUIRE_COHERENT`.
     RamInPlace,
-    /// A provider's memory: neither. `DMA_ATTR_MMIO`.
+    /// A provider's memory: neither. `DMA_ATTR_MMIO`; and as no cache of the CPU has it, any number
+    /// of mappings may overlap: `DMA_ATTR_DEBUGGING_IGNORE_CACHELINES`.
     Mmio,
 }
 
@@ -84,7 +85,10 @@ impl Memory {
         match self {
             Self::Ram => 0,
             Self::RamInPlace => bindings::DMA_ATTR_REQUIRE_COHERENT as c_ulong,
-            Self::Mmio => bindings::DMA_ATTR_MMIO as c_ulong,
+            Self::Mmio => {
+                (bindings::DMA_ATTR_MMIO | bindings::DMA_ATTR_DEBUGGING_IGNORE_CACHELINES)
+                    as c_ulong
+            }
         }
     }
 }
@@ -351,7 +355,9 @@ impl Backend for Dma<'_> {
     }
 
     fn topology(self) -> Result<Arc<dyn Topology>> {
-        Ok(Arc::new(Reach::new(self.0), GFP_KERNEL)?)
+        // SAFETY: A client leaves the registry before its device is unbound: see `Dependents`.
+        let reach = unsafe { Reach::new(self.0) };
+        Ok(Arc::new(reach, GFP_KERNEL)?)
     }
 
     #[inline]

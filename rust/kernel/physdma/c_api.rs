@@ -228,7 +228,7 @@ unsafe extern "C" fn physdma_register_pages(
     give(unsafe { register(pdev, bar, offset, size, true) })
 }
 
-/// The first step of [`physdma_unregister`].
+/// The first two steps of [`physdma_unregister`].
 ///
 /// # Safety
 ///
@@ -238,6 +238,7 @@ unsafe extern "C" fn physdma_revoke(provider: *mut bindings::physdma_provider) {
     // SAFETY: By the safety requirements.
     if let Some(inner) = unsafe { borrow(provider) } {
         registry::kill(&inner);
+        inner.tell_holders();
     }
 }
 

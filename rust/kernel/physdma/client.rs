@@ -78,9 +78,10 @@ pub struct Client<'a, B: Backend = Dma<'a>> {
     pub(super) max_bytes: usize,
     pub(super) coherent: bool,
     pub(super) spill: Spill,
-    /// What has been mapped for longer than a request.
+    /// What has been mapped for longer than a request, and the registry.
     pub(super) dependents: Dependents,
-    pub(super) member: Member,
+    /// Its number there.
+    pub(super) id: usize,
     _dev: PhantomData<&'a Device<Bound>>,
 }
 
@@ -192,6 +193,7 @@ impl<'a, B: Backend> Client<'a, B> {
             return Err(EIO);
         }
         let member = Member::new(backend.topology()?)?;
+        let id = member.id();
         Ok(Self {
             backend,
             limits,
@@ -199,15 +201,15 @@ impl<'a, B: Backend> Client<'a, B> {
             max_bytes,
             spill: Spill::new(limits.max_segments)?,
             coherent: backend.coherent(),
-            dependents: Dependents::new(&backend)?,
-            member,
+            dependents: Dependents::new(&backend, member)?,
+            id,
             _dev: PhantomData,
         })
     }
 
     /// What there is between the client and `provider`. May sleep.
     pub(super) fn attachment(&self, provider: &Provider) -> Option<Arc<Attached>> {
-        provider.0.attachment_of(Some(self.member.id()))
+        provider.0.attachment_of(Some(self.id))
     }
 
     /// The most bytes that can be mapped at once.
@@ -243,14 +245,14 @@ impl<'a, B: Backend> Client<'a, B> {
     #[inline]
     pub(super) fn way_to(&self, phys: PhysAddr) -> Result<(Route, *mut bindings::p2pdma_provider)> {
         // SAFETY: The client is borrowed.
-        unsafe { registry::way_to(self.member.id(), phys) }
+        unsafe { registry::way_to(self.id, phys) }
     }
 }
 
 impl<B: Backend> Drop for Client<'_, B> {
     /// Waits until all is unmapped that was mapped for longer than a request. Sleeps.
     fn drop(&mut self) {
-        self.dependents.wait(&self.backend);
+        self.dependents.leave(&self.backend);
     }
 }
 
@@ -271,5 +273,5 @@ impl<B: Backend> Drop for Client<'_, B> {
 /// }
 /// ```
 pub fn nearest_provider<B: Backend>(clients: &[&Client<'_, B>]) -> Option<Provider> {
-    registry::nearest(clients.iter().map(|client| client.member.id()))
+    registry::nearest(clients.iter().map(|client| client.id))
 }

@@ -1,12 +1,16 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What is mapped for a client and lives longer than a function or a request: [`Dependents`].
+//! That a client's device stays bound while anybody depends on that: [`Dependents`].
 
-use super::backend::Backend;
+use super::{
+    backend::Backend,
+    registry::Member, //
+};
 use crate::{
     bindings,
     device::Device,
     error::to_result,
+    new_mutex,
     prelude::*,
     sync::{
         aref::ARef,
@@ -17,7 +21,8 @@ use crate::{
             Relaxed, //
         },
         Arc,
-        Completion, //
+        Completion,
+        Mutex, //
     },
     time::msecs_to_jiffies, //
 };
@@ -32,6 +37,9 @@ struct Inner {
     closed: AtomicFlag,
     #[pin]
     none: Completion,
+    /// Until the client goes.
+    #[pin]
+    member: Mutex<Option<Member>>,
     /// For messages.
     device: Option<ARef<Device>>,
 }
@@ -43,8 +51,8 @@ impl Inner {
         }
     }
 
-    /// Waits until nobody is there. Sleeps.
-    fn wait(&self) {
+    /// Waits until nobody is there, and leaves the registry. Sleeps.
+    fn leave(&self) {
         if !self.closed.xchg(true, Relaxed) {
             self.put();
         }
@@ -56,33 +64,38 @@ impl Inner {
                 dev_warn!(device, "goes, but has buffers mapped that are in use\n");
             }
         }
+        let member = self.member.lock().take();
+        // It waits, too.
+        drop(member);
     }
 
-    /// Waits before the device is unbound.
+    /// Called before the device is unbound.
     ///
     /// # Safety
     ///
     /// `inner` comes from `Arc::into_raw`, and is not used any more.
     unsafe extern "C" fn unbind(inner: *mut c_void) {
         // SAFETY: By the safety requirements.
-        unsafe { Arc::from_raw(inner.cast::<Self>()) }.wait();
+        unsafe { Arc::from_raw(inner.cast::<Self>()) }.leave();
     }
 }
 
-/// Has the device of a client stay bound until all is unmapped that was mapped for longer.
+/// Has the device of a client stay bound as long as the registry knows it, and until all is unmapped
+/// that was mapped for longer than a request.
 ///
-/// The client waits for that when it goes; if it is forgotten, the device does when it is unbound.
+/// The client ends both when it goes; if it is forgotten, the device does when it is unbound.
 pub(super) struct Dependents(Arc<Inner>);
 
 impl Dependents {
-    /// Nobody is there. May sleep.
-    pub(super) fn new(backend: &impl Backend) -> Result<Self> {
+    /// Nobody is there but the `member` that the client of `backend` is. May sleep.
+    pub(super) fn new(backend: &impl Backend, member: Member) -> Result<Self> {
         let device = backend.bound_device();
         let inner = Arc::pin_init(
             pin_init!(Inner {
                 count: Atomic::new(1),
                 closed: AtomicFlag::new(false),
                 none <- Completion::new(),
+                member <- new_mutex!(Some(member)),
                 device: device.map(|dev| (&**dev).into()),
             }),
             GFP_KERNEL,
@@ -105,8 +118,8 @@ impl Dependents {
     }
 
     /// Waits until nobody is there, when the client of `backend` goes. Sleeps.
-    pub(super) fn wait(&self, backend: &impl Backend) {
-        self.0.wait();
+    pub(super) fn leave(&self, backend: &impl Backend) {
+        self.0.leave();
         if let Some(dev) = backend.bound_device() {
             let data = Arc::as_ptr(&self.0).cast_mut().cast();
             // SAFETY: `dev` is bound.

@@ -85,8 +85,9 @@ impl<'a, B: Backend> Client<'a, B> {
     ///
     /// # Errors
     ///
-    /// - `EINVAL`: the source is empty, or longer than [`Client::max_bytes`]; or the device has no
-    ///   route to a provider, for the reason that [`Client::route`] gives and the log has.
+    /// - `EINVAL`: the source is empty, or longer than [`Client::max_bytes`]; `dir` is
+    ///   [`DataDirection::None`]; or the device has no route to a provider, for the reason that
+    ///   [`Client::route`] gives and the log has.
     /// - `EFAULT`: nobody knows what kind of memory it is: a [`Raw`](super::Raw) list, and no
     ///   provider owns the address, or one who hands it out by its pages.
     /// - `ENODEV`: the provider's memory is being revoked.
@@ -305,7 +306,7 @@ impl<'c, S: Source, B: Backend> Segments<'_, 'c, S, B> {
     #[inline]
     fn map_all(&mut self) -> Result {
         let bytes = self.source.bytes();
-        if bytes > self.client.max_bytes {
+        if bytes > self.client.max_bytes || self.dir == DataDirection::None {
             return Err(EINVAL);
         }
         // Known when it is compiled, nothing else is compiled for the source.
@@ -631,7 +632,7 @@ impl<'c, S: Source, B: Backend> Segments<'_, 'c, S, B> {
             Some(owner) if owner.has_pages && !S::PAGES && !vouched => return Err(EFAULT),
             Some(owner) => {
                 // SAFETY: We borrow the client, so it does not go.
-                let attachment = unsafe { Inner::attachment(owner, client.member.id(), guard) }
+                let attachment = unsafe { Inner::attachment(owner, client.id, guard) }
                     // It came when the memory was being revoked already.
                     .ok_or(ENODEV)?;
                 // What is vouched for says nothing of what follows, unless all of it is.

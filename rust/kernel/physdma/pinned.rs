@@ -217,7 +217,8 @@ impl Pinned {
     /// # Safety
     ///
     /// - `self` is not dropped before what is mapped from the source has been unmapped.
-    /// - It is mapped in no other than [its direction](Self::direction).
+    /// - It is mapped in no other than [its direction](Self::direction), and the CPU writes to it
+    ///   only if a device may.
     pub unsafe fn bvecs(&self) -> PinnedBvecs<'_> {
         PinnedBvecs::new(self)
     }

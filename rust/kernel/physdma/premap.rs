@@ -75,10 +75,12 @@ use crate::{
         percpu_ref::Notified,
         rcu,
         Arc,
+        Completion,
         Mutex,
         PercpuRef,
         PercpuRefGuard, //
     },
+    time::Jiffies,
     workqueue::{
         self,
         impl_has_work,
@@ -284,6 +286,9 @@ struct Reaper {
     work: Work<Reaper>,
     #[pin]
     all: Mutex<Option<All>>,
+    /// There is nothing any more.
+    #[pin]
+    done: Completion,
 }
 
 impl_has_work! {
@@ -296,6 +301,7 @@ impl WorkItem for Reaper {
     fn run(this: Arc<Self>) {
         let all = this.all.lock().take();
         drop(all);
+        this.done.complete_all();
     }
 }
 
@@ -529,7 +535,10 @@ impl<'c, B: Backend + Send + 'c> Client<'_, B> {
         source.rewind();
 
         let boundary = self.merge_boundary;
-        if count > 1 && boundary != 0 && source.gaps() & boundary == 0 {
+        // A single piece that is no whole number of pages is bounced for devices that are not
+        // trusted, and only this path says that it was refused for that.
+        let is_odd = wide(first.phys() | first.end()) & boundary != 0;
+        if (count > 1 || is_odd) && boundary != 0 && source.gaps() & boundary == 0 {
             if let Some(mut space) = IovaSpace::try_alloc(backend, first.phys(), bytes, dir) {
                 while let Some(piece) = source.next() {
                     // SAFETY: It is RAM, which stays until this is unmapped.
@@ -673,6 +682,7 @@ impl<'c> Premapped<'c> {
             pin_init!(Reaper {
                 work <- new_work!("Premapped"),
                 all <- new_mutex!(None),
+                done <- Completion::new(),
             }),
             GFP_KERNEL,
         )?;
@@ -721,6 +731,14 @@ impl<'c> Premapped<'c> {
             len,
             _client: PhantomData,
         })
+    }
+
+    /// Like dropping it, but waits until the memory has been unmapped and let go of: for the slices
+    /// that are in use, but at most for `timeout`. Returns whether it has. Sleeps.
+    pub fn unmap(self, timeout: Jiffies) -> bool {
+        let reaper = self.buffer.reaper.clone();
+        drop(self);
+        reaper.done.wait_for_completion_timeout(timeout)
     }
 
     /// Its length in bytes, which is not zero.

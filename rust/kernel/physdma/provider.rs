@@ -92,15 +92,12 @@ use crate::{
 /// }
 ///
 /// /// Who else is told.
-/// fn show(hold: &Hold) -> Result {
-///     for holder in hold.provider().holders()? {
-///         pr_debug!("{:?}\n", holder.name());
-///     }
-///     Ok(())
+/// fn show(hold: &Hold) {
+///     hold.provider().for_each_holder(|name| pr_debug!("{name:?}\n"));
 /// }
 /// ```
 pub trait Holder: Send + Sync {
-    /// Who it is, for messages.
+    /// Who it is, for messages. Called with a lock held: it must not ask the provider anything.
     fn name(&self) -> &CStr;
 
     /// The memory is being revoked: let go of every [`Live`] reference, and map it no more.
@@ -191,7 +188,9 @@ impl Inner {
             return Ok(());
         }
         let attachment = Attachment::new(client, &self.range)?;
-        self.attachments.lock().store(id, attachment, GFP_KERNEL)?;
+        // What could not be stored is dropped without the lock, which sleeps.
+        let stored = self.attachments.lock().store(id, attachment, GFP_KERNEL);
+        stored?;
         self.clients
             .store(self.clients.load(Relaxed).max(id + 1), Relaxed);
         Ok(())
@@ -261,6 +260,10 @@ impl Inner {
         loop {
             let holder = {
                 let mut state = self.state.lock();
+                // One at a time, also where two are revoking.
+                while state.telling.is_some() {
+                    self.told.wait(&mut state);
+                }
                 let Some(holder) = state.holders.pop() else {
                     return;
                 };
@@ -421,18 +424,15 @@ impl Provider {
         self.0.has_pages
     }
 
-    /// Everyone who is to be told when the memory goes, whoever came first first. May sleep.
+    /// Calls `f` with the name of everyone who is to be told when the memory goes, whoever came
+    /// first first. May sleep.
     ///
-    /// # Errors
-    ///
-    /// `ENOMEM`.
-    pub fn holders(&self) -> Result<KVec<Arc<dyn Holder>>> {
-        let state = self.0.state.lock();
-        let mut holders = KVec::with_capacity(state.holders.len(), GFP_KERNEL)?;
-        for holder in &state.holders {
-            holders.push(holder.clone(), GFP_KERNEL)?;
+    /// None of them goes meanwhile: a lock is held, so that `f` can do nothing with this provider
+    /// that sleeps.
+    pub fn for_each_holder(&self, mut f: impl FnMut(&CStr)) {
+        for holder in &self.0.state.lock().holders {
+            f(holder.name());
         }
-        Ok(holders)
     }
 
     /// What the CPU has mapped.

@@ -463,13 +463,16 @@ pub(super) fn revoke(inner: &Arc<Inner>) {
             continue;
         };
         wait_for(inner, &attachment, c"a client");
-        // In lazy mode an IOMMU forgets later what was unmapped. A device that is in the list, and
-        // cannot go while it is locked, is bound.
-        if let Ok((Route::HostBridge, _)) = attachment.route {
-            let members = registry.members.lock();
-            if let Some(Slot::Client(client) | Slot::Leaving(client)) = members.clients.get(id) {
-                client.flush();
+        // A device that is in the list, and cannot go while it is locked, is bound.
+        let members = registry.members.lock();
+        match members.clients.get(id) {
+            Some(Slot::Client(client) | Slot::Leaving(client))
+                if Arc::ptr_eq(client, &attachment.client) =>
+            {
+                attachment.flush()
             }
+            // It flushed when it left.
+            _ => (),
         }
     }
 
@@ -563,6 +566,8 @@ impl Drop for Member {
                     dev_warn!(client, "goes, but has memory of a provider mapped\n");
                 }
             }
+            // Whoever revokes the memory later does not find it any more.
+            attachment.flush();
             // Not before: whoever revokes the memory waits for what it finds.
             let detached = {
                 let _members = registry.members.lock();

@@ -270,7 +270,7 @@ pub trait Topology: Send + Sync {
     fn route(&self, memory: &BarRange) -> Result<(Route, u32), Refused>;
 
     /// Waits until what the client has unmapped cannot be reached by it any more. Called while the
-    /// client is one; may sleep.
+    /// client is one, and so is [`route()`](Self::route); may sleep.
     fn flush(&self) {}
 }
 
@@ -286,16 +286,27 @@ pub trait Topology: Send + Sync {
 ///
 /// /// How `dev` would reach the memory, were it a client, and over how many hops.
 /// fn ask(dev: &Device<Bound>, provider: &Provider) -> Result<(Route, u32), Refused> {
-///     Reach::new(dev).route(provider.range())
+///     // SAFETY: It is dropped here.
+///     unsafe { Reach::new(dev) }.route(provider.range())
 /// }
 /// ```
+///
+/// # Invariants
+///
+/// A driver is bound to `dev` while it is asked.
 pub struct Reach {
     dev: ARef<Device>,
 }
 
 impl Reach {
     /// What `dev` reaches.
-    pub fn new(dev: &Device<Bound>) -> Self {
+    ///
+    /// # Safety
+    ///
+    /// The result is asked only while the driver is bound: by the registry, as long as there is a
+    /// [`Client`](super::Client) with it.
+    pub unsafe fn new(dev: &Device<Bound>) -> Self {
+        // INVARIANT: By the safety requirements.
         Self { dev: dev.into() }
     }
 }
@@ -363,7 +374,7 @@ impl Topology for Reach {
     }
 
     fn flush(&self) {
-        // SAFETY: A driver is bound to it, as it is a client.
+        // SAFETY: By the type invariants a driver is bound to it.
         unsafe { bindings::physdma_flush_iotlb(self.dev.as_raw()) };
     }
 }

@@ -380,9 +380,10 @@ impl<'r> Mixed<'r> {
     ///
     /// - What is said to be RAM is, and stays allocated until what is mapped from this source has
     ///   been unmapped.
-    /// - Where the device writes, that RAM may be written, and the CPU does not touch it meanwhile.
+    /// - Where the device or the CPU writes, that RAM may be written, and nobody else touches it
+    ///   meanwhile.
     pub unsafe fn new(parts: &'r [Part<'r>]) -> Result<Self> {
-        let (bytes, gaps) = measure(parts.iter().flat_map(|part| part.pieces()))?;
+        let (bytes, gaps) = measure_lists(parts.iter().map(|part| part.pieces().iter()))?;
         Ok(Self {
             parts,
             begun: 0,
@@ -432,18 +433,29 @@ impl Source for Mixed<'_> {
 
 /// The sum of the lengths, and all address bits in which neighbours do not fit together.
 fn measure<'r>(pieces: impl Iterator<Item = &'r PhysBvec>) -> Result<(usize, u64)> {
+    measure_lists(core::iter::once(pieces))
+}
+
+/// The same of several lists: what is in two of them is never one piece.
+fn measure_lists<'r>(
+    lists: impl Iterator<Item = impl Iterator<Item = &'r PhysBvec>>,
+) -> Result<(usize, u64)> {
     let mut bytes = 0usize;
     let mut gaps = 0u64;
     let mut prev: Option<PhysBvec> = None;
 
-    for &piece in pieces {
-        bytes = bytes.checked_add(piece.len() as usize).ok_or(EOVERFLOW)?;
-        if let Some(prev) = prev {
-            if prev.join(piece).is_none() {
-                gaps |= wide(prev.end() | piece.phys());
+    for list in lists {
+        let mut is_first = true;
+        for &piece in list {
+            bytes = bytes.checked_add(piece.len() as usize).ok_or(EOVERFLOW)?;
+            if let Some(prev) = prev {
+                if is_first || prev.join(piece).is_none() {
+                    gaps |= wide(prev.end() | piece.phys());
+                }
             }
+            prev = Some(piece);
+            is_first = false;
         }
-        prev = Some(piece);
     }
     if bytes == 0 {
         return Err(EINVAL);
@@ -884,8 +896,8 @@ impl Virt {
     /// # Safety
     ///
     /// - The memory stays allocated until what is mapped from this source has been unmapped.
-    /// - Where the device writes, the memory may be written, and until it is unmapped no reference
-    ///   to it is used.
+    /// - Where the device or the CPU writes, the memory may be written, and until that is over no
+    ///   reference to it is used.
     pub unsafe fn new(buf: *const [u8]) -> Result<Self> {
         let (addr, len) = (buf.cast::<u8>(), buf.len());
         if len == 0 {

@@ -4,12 +4,14 @@
 
 use super::{
     bound::{
+        self,
         at,
         check,
         client,
         open,
         script,
         with_memory,
+        Edu,
         PART, //
     },
     recorder::{
@@ -19,16 +21,19 @@ use super::{
     }, //
 };
 use kernel::{
+    bindings,
     device::{
         Bound,
         Device, //
     },
     pci,
     physdma::{
+        providers,
         BarRange,
         Client,
         Holder,
         Mapping,
+        Provider,
         Raw,
         Refused,
         Registration,
@@ -191,14 +196,75 @@ fn iommu_forgets(dev: &pci::Device<Bound>) -> Result {
     let counts = Arc::new(Counts(Atomic::new(0)), GFP_KERNEL)?;
     let recorder = Recorder::new();
     *recorder.topology.borrow_mut() = Some(counts.clone());
-    let _client = Client::with_backend(&recorder, LIMITS)?;
+    let client = Client::with_backend(&recorder, LIMITS)?;
     // Through the host bridge; by a bus address; its own; not at all.
     for (part, wanted) in [(3, 1), (0, 1), (2, 1), (5, 1), (4, 2)] {
         let range: Registration<'_> = open(dev, part * PART, PART)?;
         drop(range);
         check!(counts.0.load(Relaxed) == wanted);
     }
+    // And when the client leaves: whoever revokes the memory later does not find it any more.
+    let _range: Registration<'_> = open(dev, 3 * PART, PART)?;
+    drop(client);
+    check!(counts.0.load(Relaxed) == 3);
     Ok(())
+}
+
+/// A client that was forgotten is none any more when its device is not bound.
+fn client_forgotten(dev: &pci::Device<Bound>) -> Result {
+    let clients = |provider: &Provider| {
+        let mut count = 0;
+        provider.for_each_client(|_| count += 1);
+        count
+    };
+    let early = open(dev, 0, PART)?;
+
+    bound::with::<Edu>(|edu| {
+        core::mem::forget(Client::new(edu.as_ref(), LIMITS)?);
+        check!(clients(&early.provider()) == 1);
+        Ok(())
+    })?;
+    check!(clients(&early.provider()) == 0);
+    let late = open(dev, PART, PART)?;
+    check!(clients(&late.provider()) == 0);
+    Ok(())
+}
+
+/// Is told that memory goes.
+struct Told(Atomic<u32>);
+
+impl Holder for Told {
+    fn name(&self) -> &CStr {
+        c"told"
+    }
+
+    fn revoke(&self) {
+        self.0.fetch_add(1, Relaxed);
+    }
+}
+
+/// A C driver that begins to take its memory away, and goes on later, has all told at once: nobody
+/// waits for whoever was not told.
+fn c_driver_goes(dev: &pci::Device<Bound>) -> Result {
+    let told = Arc::new(Told(Atomic::new(0)), GFP_KERNEL)?;
+    // It is transparent.
+    let pdev = core::ptr::from_ref(dev).cast_mut().cast();
+    // SAFETY: The device is bound until the end of this function, which gives the reference back.
+    let raw = unsafe { bindings::physdma_register(pdev, 2, 0, PART) };
+    let result = (|| {
+        let provider = providers()?.pop().ok_or(ENXIO)?;
+        let _hold = provider.hold(told.clone())?;
+        check!(told.0.load(Relaxed) == 0);
+        // SAFETY: It is a reference, or an errno.
+        unsafe { bindings::physdma_revoke(raw) };
+        check!(told.0.load(Relaxed) == 1);
+        check!(provider.hold(told.clone()).err() == Some(ENODEV));
+        Ok(())
+    })();
+    // SAFETY: As above; it is not used any more.
+    unsafe { bindings::physdma_unregister(raw) };
+    check!(told.0.load(Relaxed) == 1);
+    result
 }
 
 #[kunit_tests(physdma_going)]
@@ -213,6 +279,16 @@ mod tests {
     #[test]
     fn holder_that_goes_waits_until_it_was_told() -> Result {
         with_memory(holder_goes)
+    }
+
+    #[test]
+    fn client_that_is_forgotten_ends_with_the_binding() -> Result {
+        with_memory(client_forgotten)
+    }
+
+    #[test]
+    fn holder_is_told_by_c_drivers() -> Result {
+        with_memory(c_driver_goes)
     }
 
     #[test]

@@ -416,6 +416,19 @@ mod tests {
     }
 
     #[test]
+    fn nobody_may_use_it() -> Result {
+        let recorder = Recorder::new();
+        let client = Client::with_backend(&recorder, LIMITS)?;
+        let pages = scattered(1)?;
+        let mut slot = Mapping::default();
+        // C stops the machine.
+        let nothing = client.map(&mut slot, source(&pages, 0, PAGE_SIZE)?, kernel::dma::DataDirection::None);
+        assert_eq!(nothing.err(), Some(EINVAL));
+        assert!(recorder.called(&[]));
+        Ok(())
+    }
+
+    #[test]
     fn longer_than_a_mapping_may_be() -> Result {
         let recorder = Recorder::new();
         recorder.max_bytes.set(PAGE_SIZE);

@@ -666,27 +666,17 @@ fn many_providers(count: u64, max_segments: u16, shared: bool) -> Result {
             let bytes = if shared { count as u32 * PAGE } else { PAGE };
             check_eq!(result?.0[0].len, bytes);
             // Each of them, as long as it is mapped.
-            let ended = AtomicFlag::new(false);
-            for range in ranges.drain_all() {
-                ended.store(false, Relaxed);
-                // SAFETY: It is dropped below.
-                let thread = unsafe {
-                    Thread::spawn(c"physdma_revoke", |_| {
-                        drop(range);
-                        ended.store(true, Relaxed);
-                    })
-                }?;
-                fsleep(Delta::from_millis(2));
-                let waits = !ended.load(Relaxed);
-                slot.unmap();
-                drop(thread);
-                check!(waits);
-                list.remove(0).map_err(|_| EINVAL)?;
-                if list.is_empty() {
-                    break;
-                }
-                map(&client, &mut slot, Raw::new(&list)?)?;
-            }
+            let all_have = |wanted: u64| {
+                ranges.iter().all(|range| {
+                    let mut in_flight = 0;
+                    let count = |traffic: Traffic<'_>| in_flight += traffic.in_flight;
+                    range.provider().for_each_client(count);
+                    in_flight == wanted
+                })
+            };
+            check!(all_have(1));
+            slot.unmap();
+            check!(all_have(0));
         } else {
             check_eq!(result.err(), Some(EINVAL));
         }
@@ -840,6 +830,17 @@ fn mixed_source(bed: Bed<'_>) -> Result {
         check_eq!(source.next(), None);
         source.rewind();
     }
+    // Neighbours in two parts are two pieces, and not one range where they meet within a page.
+    let (head, rest) = ram[0].split(0x100);
+    let (head, rest) = ([head], [rest.ok_or(EINVAL)?]);
+    let parts = [Part::Ram(&head), Part::Ram(&rest)];
+    check!(mixed(&parts)?.gaps() & 0xfff == 0x100);
+    let recorder = Recorder::new();
+    let client = client(&recorder, LIMITS)?;
+    let mut slot = Mapping::default();
+    check_eq!(map(&client, &mut slot, mixed(&parts)?)?.0.len(), 2);
+    slot.unmap();
+    check!(recorder.clean());
     check_eq!(mixed(&[]).err(), Some(EINVAL));
     check_eq!(mixed(&[Part::Ram(&[])]).err(), Some(EINVAL));
     Ok(())

@@ -135,7 +135,8 @@ fn reasons() -> Result {
 /// A device itself reaches its memory, wherever that is.
 fn internal(dev: &pci::Device<Bound>) -> Result {
     let range = open(dev, PART, PART)?;
-    let reach = Reach::new(dev.as_ref());
+    // SAFETY: It is dropped before the device is unbound.
+    let reach = unsafe { Reach::new(dev.as_ref()) };
     check!(reach.device().is_some());
     check_eq!(
         reach.route(range.provider().range()),
@@ -159,7 +160,8 @@ fn host_bridge(dev: &pci::Device<Bound>) -> Result {
         // One is at the root, the other beside the memory, below a port that redirects.
         check_eq!(clients.len(), 2);
         for dev in clients {
-            let (route, hops) = Reach::new(dev.as_ref())
+            // SAFETY: As above.
+            let (route, hops) = unsafe { Reach::new(dev.as_ref()) }
                 .route(provider.range())
                 .map_err(Error::from)?;
             check_eq!(route, Route::HostBridge);
@@ -175,8 +177,10 @@ fn not_pci(dev: &pci::Device<Bound>) -> Result {
     let faux = faux::Registration::new(c"physdma_kunit", None)?;
     let faux: &faux::Device<Bound> = faux.as_ref();
     let faux: &Device<Bound> = faux.as_ref();
+    // SAFETY: As above.
+    let reach = unsafe { Reach::new(faux) };
     check_eq!(
-        Reach::new(faux).route(range.provider().range()),
+        reach.route(range.provider().range()),
         Err(Refused::Topology(Unsupported::NotPci))
     );
     Ok(())
@@ -324,7 +328,9 @@ mod reach {
             let range = open(provider, 0, PART)?;
             for client in clients {
                 let (from, to) = (client.address(), provider.address());
-                match Reach::new(client.as_ref()).route(range.provider().range()) {
+                // SAFETY: It is dropped before the device is unbound.
+                let reach = unsafe { Reach::new(client.as_ref()) };
+                match reach.route(range.provider().range()) {
                     Ok((route, hops)) => {
                         pr_info!("route: {from} reaches {to}: {route:?}, {hops} hops\n")
                     }

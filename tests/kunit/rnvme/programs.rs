@@ -195,6 +195,14 @@ mod tests {
             let client = driver.nvme.with_disk(1, |disk| disk.client).ok_or(ENXIO)?;
             let buffers = KBox::pin_init(Buffers::new(client), GFP_KERNEL)?;
             let two = || pages(client, 2, DataDirection::Bidirectional);
+            let add = |buffer| {
+                let mut number = 0;
+                buffers.add(buffer, &mut |id| {
+                    number = id;
+                    Ok(())
+                })?;
+                Ok::<u32, Error>(number)
+            };
             let length = |id| {
                 buffers
                     .slice(id, 0, 512, Way::Read)
@@ -203,13 +211,13 @@ mod tests {
 
             assert_eq!(length(1), Err(ENOENT));
             for expected in 1..=3 {
-                assert_eq!(buffers.add(two()?)?, expected);
+                assert_eq!(add(two()?)?, expected);
             }
             // Numbers are used again, and never 0.
             buffers.unregister(2)?;
             assert_eq!(length(2), Err(ENOENT));
             assert_eq!(buffers.unregister(2), Err(ENOENT));
-            assert_eq!(buffers.add(two()?)?, 2);
+            assert_eq!(add(two()?)?, 2);
             for id in [0, 4, u32::MAX] {
                 assert_eq!(length(id), Err(ENOENT));
                 assert_eq!(buffers.unregister(id), Err(ENOENT));
@@ -223,17 +231,21 @@ mod tests {
             assert_eq!(part(u64::MAX, 1), Some(ERANGE));
             assert_eq!(part(u64::MAX, u32::MAX), Some(ERANGE));
 
+            // A number that could not be told is not used.
+            assert_eq!(buffers.add(two()?, &mut |_| Err(EFAULT)), Err(EFAULT));
+            assert_eq!(length(4), Err(ENOENT));
+
             // What is under way keeps its memory, not its number.
             let slice = buffers.slice(1, 0, 4096, Way::Write)?;
             buffers.unregister(1)?;
             assert_eq!(slice.len(), 4096);
             assert!(slice.segments().next()?.is_some());
-            assert_eq!(buffers.add(two()?)?, 1);
+            assert_eq!(add(two()?)?, 1);
 
             for expected in 4..=uapi::RNVME_MAX_BUFS {
-                assert_eq!(buffers.add(two()?)?, expected);
+                assert_eq!(add(two()?)?, expected);
             }
-            assert_eq!(buffers.add(two()?).err(), Some(ENOSPC));
+            assert_eq!(add(two()?).err(), Some(ENOSPC));
             Ok(())
         })?;
         Ok(())
@@ -247,14 +259,17 @@ mod tests {
             let buffers = KBox::pin_init(Buffers::new(client), GFP_KERNEL)?;
             let nobody = RawBuf(buf()).memory()?;
 
-            assert_eq!(buffers.register(nobody).err(), Some(ENXIO));
+            assert_eq!(buffers.register(nobody, &mut |_| Ok(())).err(), Some(ENXIO));
             // This thread is of no program.
             for address in [0x1000, u64::MAX - 0x1000] {
                 let memory = Memory::User {
                     address,
                     bytes: 512,
                 };
-                assert_eq!(buffers.register(memory).err(), Some(EFAULT));
+                assert_eq!(
+                    buffers.register(memory, &mut |_| Ok(())).err(),
+                    Some(EFAULT)
+                );
             }
             Ok(())
         })?;
