@@ -211,6 +211,22 @@ pub(crate) fn open(dev: &pci::Device<Bound>, start: u64, len: u64) -> Result<Reg
     Registration::new(dev, 2, start, len)
 }
 
+/// `count` ranges of two pages in a row, behind those of a [`Bed`], and a page of each.
+pub(crate) fn row(
+    dev: &pci::Device<Bound>,
+    count: u64,
+) -> Result<(KVec<Registration<'_>>, KVec<PhysBvec>)> {
+    let mut ranges = KVec::new();
+    let mut list = KVec::new();
+
+    for number in 0..count {
+        let range = open(dev, 3 * PART + number * 0x2000, 0x2000)?;
+        list.push(at(&range, 0x1000, 0x1000)?, GFP_KERNEL)?;
+        ranges.push(range, GFP_KERNEL)?;
+    }
+    Ok((ranges, list))
+}
+
 /// The size of each range of a [`Bed`], in bytes.
 pub(crate) const PART: u64 = 1 << 20;
 

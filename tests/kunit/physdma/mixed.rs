@@ -12,6 +12,7 @@ use super::{
         follow,
         on_bed,
         open,
+        row,
         with_memory,
         Bed,
         DOWN,
@@ -55,7 +56,8 @@ use kernel::{
         Raw,
         Route,
         Segment,
-        Source, //
+        Source,
+        Traffic, //
     },
     prelude::*,
     sync::atomic::{
@@ -653,13 +655,7 @@ fn many_providers(count: u64, max_segments: u16, shared: bool) -> Result {
             ..LIMITS
         };
         let client = client(&recorder, limits)?;
-        let mut ranges = KVec::new();
-        let mut list = KVec::new();
-        for number in 0..count {
-            let range = open(dev, 3 * PART + number * 0x2000, 0x2000)?;
-            list.push(at(&range, 0x1000, PAGE)?, GFP_KERNEL)?;
-            ranges.push(range, GFP_KERNEL)?;
-        }
+        let (ranges, list) = row(dev, count)?;
         let mut slot = Mapping::default();
         let result = map(&client, &mut slot, Raw::new(&list)?);
         if shared || count <= u64::from(max_segments) {

@@ -11,6 +11,7 @@ use super::{
         check,
         client,
         open,
+        row,
         with_memory,
         PART, //
     },
@@ -28,8 +29,7 @@ use kernel::{
         Client,
         Limits,
         Mapping,
-        Raw,
-        Registration, //
+        Raw, //
     },
     prelude::*, //
 };
@@ -64,11 +64,21 @@ impl Drop for Failing {
 
 /// Calls `f` again and again, until no allocation of it is left that has not failed.
 fn each_fails(what: &str, mut f: impl FnMut() -> Result) -> Result {
+    each_fails_with(what, || Ok(()), |()| f())
+}
+
+/// The same, with what `prepare` made for each call: its own allocations do not fail.
+fn each_fails_with<T>(
+    what: &str,
+    prepare: impl Fn() -> Result<T>,
+    mut f: impl FnMut(&T) -> Result,
+) -> Result {
     let mut missed = 0;
 
     for nth in 1..1000 {
+        let prepared = prepare()?;
         let failing = Failing::nth(nth);
-        let result = f();
+        let result = f(&prepared);
         let is_to_come = failing.is_to_come();
         drop(failing);
 
@@ -118,19 +128,22 @@ fn registrations(dev: &pci::Device<Bound>) -> Result {
 }
 
 fn providers(dev: &pci::Device<Bound>) -> Result {
+    // The list of holders and the pool are made by the first one.
+    each_fails_with(
+        "Provider::hold",
+        || Ok((open(dev, PART, PART)?, Gate::new()?)),
+        |(range, gate)| range.provider().hold(gate.clone()).map(|_| ()),
+    )?;
+    each_fails_with(
+        "Provider::alloc",
+        || open(dev, PART, PART),
+        |range| range.provider().alloc(0x1000).map(|_| ()),
+    )?;
+
     let range = open(dev, 0, PART)?;
     let provider = range.provider();
-
-    each_fails("Provider::hold", || provider.hold(Gate::new()?).map(|_| ()))?;
     each_fails("Provider::window", || {
         provider.window(0, 0x2000).map(|_| ())
-    })?;
-    // The pool is made by the first one.
-    each_fails("Provider::alloc", || {
-        let range = open(dev, PART, PART)?;
-        let page = range.provider().alloc(0x1000)?;
-        drop(page);
-        Ok(())
     })
 }
 
@@ -142,14 +155,8 @@ fn mappings(dev: &pci::Device<Bound>) -> Result {
         ..LIMITS
     };
     let client = client(&recorder, limits)?;
-    let mut ranges: KVec<Registration<'_>> = KVec::new();
-    let mut list = KVec::new();
+    let (_ranges, list) = row(dev, 8)?;
 
-    for number in 0..8 {
-        let range = open(dev, 3 * PART + number * 0x1000, 0x1000)?;
-        list.push(range.provider().bvec(0, 0x1000)?, GFP_KERNEL)?;
-        ranges.push(range, GFP_KERNEL)?;
-    }
     recorder.reserve(4096)?;
     let mut slot = Mapping::default();
     each_fails("Client::map", || {
