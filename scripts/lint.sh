@@ -36,7 +36,9 @@ ours() {
 	comm -23 <(git ls-files --cached --others --exclude-standard -- "$@" | sort -u) \
 		<(git ls-files --deleted | sort)
 }
-patched() { sed -n "s|^+++ [^/]*/\([^	]*$1\).*|build/linux/\1|p" patches/*.patch | sort -u; }
+patched() {
+	sed -n "s|^+++ [^/]*/\([^	]*$1\)\(	.*\)*$|build/linux/\1|p" patches/*.patch | sort -u
+}
 
 # From standard input, so that files that this one names are not followed.
 rustfmt_check() {

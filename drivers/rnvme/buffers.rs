@@ -53,12 +53,11 @@ fn find(address: pci::Address, bar: u8, offset: u64, bytes: u64) -> Result<(Prov
         if range.device().address() != address || range.bar() != bar || provider.has_pages() {
             continue;
         }
-        // Of the last byte, as the end need not have a number. CAST: It has no more bits.
-        let last = (range.last() - range.first()) as u64;
         let Some(offset) = offset.checked_sub(range.start()) else {
             continue;
         };
-        if offset.checked_add(bytes - 1).is_some_and(|end| end <= last) {
+        let last = offset.checked_add(bytes - 1);
+        if last.is_some_and(|last| provider.bvec(last, 1).is_ok()) {
             return Ok((provider.clone(), offset));
         }
     }

@@ -463,10 +463,7 @@ impl<'c, B: Backend + Send + 'c> Client<'_, B> {
             return Err(EFAULT);
         }
         let attachment = self.attachment(provider).ok_or(ENODEV)?;
-        let (route, _) = attachment.route.map_err(|refused| {
-            attachment.refuse(range);
-            refused
-        })?;
+        let (route, _) = attachment.route.inspect_err(|_| attachment.refuse(range))?;
         let live = Live::new(&attachment, &rcu::read_lock()).ok_or(ENODEV)?;
 
         // CAST: It lies within the range.

@@ -213,7 +213,10 @@ fn check_grid(from: &mut impl Numbers) {
     let place = |number: usize| ((number as u64) << 40) + 0x123;
     let mut table = Vec::new();
     for (number, &len) in lens.iter().enumerate() {
-        table.extend(grid.starts(len as u32).map(|start| place(number).wrapping_add(start)));
+        table.extend(
+            grid.starts(len as u32)
+                .map(|start| place(number).wrapping_add(start)),
+        );
     }
     let mut begin = 0;
     for (number, &len) in lens.iter().enumerate() {

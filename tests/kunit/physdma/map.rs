@@ -422,7 +422,11 @@ mod tests {
         let pages = scattered(1)?;
         let mut slot = Mapping::default();
         // C stops the machine.
-        let nothing = client.map(&mut slot, source(&pages, 0, PAGE_SIZE)?, kernel::dma::DataDirection::None);
+        let nothing = client.map(
+            &mut slot,
+            source(&pages, 0, PAGE_SIZE)?,
+            kernel::dma::DataDirection::None,
+        );
         assert_eq!(nothing.err(), Some(EINVAL));
         assert!(recorder.called(&[]));
         Ok(())
