@@ -284,9 +284,9 @@ pub(crate) const fn bar_len(qid: u16, stride: usize) -> usize {
 /// The highest queue whose doorbells, `stride` bytes apart, are within `len` bytes of registers;
 /// there is room for one at least.
 pub(crate) fn max_qid(len: usize, stride: usize) -> u16 {
-    let pairs = len.saturating_sub(DOORBELLS) / (2 * stride);
+    let pairs = len.saturating_sub(DOORBELLS).checked_div(2 * stride);
 
-    u16::try_from(pairs.saturating_sub(1)).unwrap_or(u16::MAX)
+    u16::try_from(pairs.unwrap_or(0).saturating_sub(1)).unwrap_or(u16::MAX)
 }
 
 /// The offset of a queue's doorbell.
