@@ -24,7 +24,7 @@ def modules(kernel: Path) -> list[Path]:
 
 
 # Of tools/p2pcp, built by `make tools`.
-TOOLS = ["p2pcp", "rnvme_try"]
+TOOLS = ["p2pcp", "rnvme_try", "rnvme_rate"]
 
 # Machines are started by several threads.
 LOCK = threading.Lock()

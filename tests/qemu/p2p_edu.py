@@ -38,7 +38,7 @@ MODES = list(MACHINES)
 # Where the driver goes under load.
 LOADED = ["strict", "switch"]
 
-REVOCATIONS = int(os.environ.get("REVOCATIONS", "20"))
+REVOCATIONS = int(os.environ.get("REVOCATIONS", "10"))
 REMOVALS = int(os.environ.get("REMOVALS", "5"))
 LIMIT = 150 + 2 * REVOCATIONS + 4 * REMOVALS
 

@@ -13,8 +13,8 @@ from harness.topology import Machine, Ssd
 
 MODES = ["strict", "off"]
 
-UNBINDS = int(os.environ.get("UNBINDS", "6"))
-REMOVALS = int(os.environ.get("REMOVALS", "2"))
+UNBINDS = int(os.environ.get("UNBINDS", "4"))
+REMOVALS = int(os.environ.get("REMOVALS", "1"))
 RESETS = int(os.environ.get("RESETS", "3"))
 TIMEOUTS = int(os.environ.get("TIMEOUTS", "2"))
 LIMIT = 300 + 20 * UNBINDS + 20 * REMOVALS + 20 * RESETS + 40 * TIMEOUTS

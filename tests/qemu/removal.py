@@ -30,7 +30,7 @@ MODES = list(MACHINES)
 # How often, in each mode; and for how many seconds the last canary is looked at.
 REVOCATIONS = int(os.environ.get("REVOCATIONS", "5"))
 UNBINDS = int(os.environ.get("UNBINDS", "3"))
-REMOVALS = int(os.environ.get("REMOVALS", "3"))
+REMOVALS = int(os.environ.get("REMOVALS", "2"))
 # Not unless asked for: it was once seen to hang after the memory was back.
 UNPLUGS = int(os.environ.get("UNPLUGS", "0"))
 CANARY = float(os.environ.get("CANARY", "2"))

@@ -55,23 +55,31 @@ fail:
 	return -(int)sq;
 }
 
-void ring_put(struct ring *ring, int fd, const struct rnvme_io *io,
-	      unsigned int op, __u64 user_data)
+struct io_uring_sqe *ring_next(struct ring *ring, __u64 user_data)
 {
 	unsigned int tail = *ring->sq_tail;
 	unsigned int index = tail & *ring->sq_mask;
 	struct io_uring_sqe *sqe = (void *)(ring->sqes + index * ring->sqe_bytes);
 
 	memset(sqe, 0, ring->sqe_bytes);
+	sqe->user_data = user_data;
+	ring->sq_array[index] = index;
+	/* No thread of the kernel's looks at it before it is submitted. */
+	__atomic_store_n(ring->sq_tail, tail + 1, __ATOMIC_RELEASE);
+	ring->pending++;
+	return sqe;
+}
+
+void ring_put(struct ring *ring, int fd, const struct rnvme_io *io,
+	      unsigned int op, __u64 user_data)
+{
+	struct io_uring_sqe *sqe = ring_next(ring, user_data);
+
 	sqe->opcode = IORING_OP_URING_CMD;
 	sqe->fd = fd;
 	sqe->cmd_op = op;
-	sqe->user_data = user_data;
 	/* What does not fit is cut off, for those who try that. */
 	memcpy((char *)sqe + 48, io, ring->sqe_bytes == 128 ? sizeof(*io) : 16);
-	ring->sq_array[index] = index;
-	__atomic_store_n(ring->sq_tail, tail + 1, __ATOMIC_RELEASE);
-	ring->pending++;
 }
 
 int ring_submit(struct ring *ring, unsigned int wait)

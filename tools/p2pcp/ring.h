@@ -27,6 +27,12 @@ struct ring {
 #define SMALL_SQES 0x80000000u
 int ring_open(struct ring *ring, unsigned int entries, unsigned int flags);
 
+/*
+ * The next entry of the ring, all zero but @user_data, to be filled before
+ * ring_submit(); there must be room.
+ */
+struct io_uring_sqe *ring_next(struct ring *ring, __u64 user_data);
+
 /* Puts a command into the ring; there must be room. */
 void ring_put(struct ring *ring, int fd, const struct rnvme_io *io,
 	      unsigned int op, __u64 user_data);

@@ -45,6 +45,20 @@ struct Inner {
 }
 
 impl Inner {
+    // For all backends: what lockdep knows of the lock must be in one place.
+    fn new(member: Member, device: Option<ARef<Device>>) -> Result<Arc<Self>> {
+        Arc::pin_init(
+            pin_init!(Self {
+                count: Atomic::new(1),
+                closed: AtomicFlag::new(false),
+                none <- Completion::new(),
+                member <- new_mutex!(Some(member)),
+                device,
+            }),
+            GFP_KERNEL,
+        )
+    }
+
     fn put(&self) {
         if self.count.fetch_sub(1, Full) == 1 {
             self.none.complete_all();
@@ -90,16 +104,7 @@ impl Dependents {
     /// Nobody is there but the `member` that the client of `backend` is. May sleep.
     pub(super) fn new(backend: &impl Backend, member: Member) -> Result<Self> {
         let device = backend.bound_device();
-        let inner = Arc::pin_init(
-            pin_init!(Inner {
-                count: Atomic::new(1),
-                closed: AtomicFlag::new(false),
-                none <- Completion::new(),
-                member <- new_mutex!(Some(member)),
-                device: device.map(|dev| (&**dev).into()),
-            }),
-            GFP_KERNEL,
-        )?;
+        let inner = Inner::new(member, device.map(|dev| (&**dev).into()))?;
         if let Some(dev) = device {
             let data = Arc::into_raw(inner.clone()).cast_mut().cast();
             // SAFETY: `dev` is bound; the action gets the reference that it wants, once: at once

@@ -220,11 +220,26 @@ impl Layout {
         }
     }
 
+    #[inline]
+    fn is_linear(&self) -> bool {
+        self.units.is_empty()
+    }
+
+    /// Whether each part of all `len` bytes, as long as a `u32` can say, is one segment.
+    fn is_one(&self, len: u64, limits: &Limits) -> bool {
+        let window = |addr: u64| addr & !limits.boundary_mask;
+        let first = wide_dma(self.base);
+
+        self.is_linear()
+            && len.min(u32::MAX.into()) <= limits.max_segment_bytes.into()
+            && window(first) == window(first.saturating_add(len - 1))
+    }
+
     /// Where the device finds the byte at `at`, and how many bytes follow it there, of `want` that
     /// are wanted; never none.
     #[inline]
     fn find(&self, at: u64, want: u32) -> (DmaAddress, u32) {
-        if self.units.is_empty() {
+        if self.is_linear() {
             return (self.base.wrapping_add(at as DmaAddress), want);
         }
         self.find_unit(at, want)
@@ -255,10 +270,25 @@ impl Layout {
 /// What a slice needs to know of its buffer, and what ends with the last slice.
 struct Buffer {
     layout: Layout,
+    /// Whether each slice is one segment.
+    is_one: bool,
     limits: Limits,
     len: u64,
     dir: DataDirection,
     reaper: Arc<Reaper>,
+}
+
+impl Buffer {
+    /// Where the segment at `at` is of a slice that may have several, of which it has had `count`
+    /// and `left` bytes are left; and how long it is.
+    // Not by reference: whoever has one segment only keeps all of this in registers.
+    fn find(&self, at: u64, left: u32, count: u16) -> Result<(DmaAddress, u32)> {
+        if count == self.limits.max_segments {
+            return Err(failures::count(EINVAL));
+        }
+        let (dma, len) = self.layout.find(at, left);
+        Ok((dma, len.min(self.limits.room(wide_dma(dma)))))
+    }
 }
 
 impl Notified for Buffer {
@@ -684,6 +714,7 @@ impl<'c> Premapped<'c> {
             GFP_KERNEL,
         )?;
         let buffer = Buffer {
+            is_one: layout.is_one(len, &limits),
             layout,
             limits,
             len,
@@ -844,27 +875,28 @@ impl PremappedSegments<'_> {
         if self.left == 0 {
             return Ok(None);
         }
-        let buffer = self.buffer;
-        if self.count == buffer.limits.max_segments {
-            self.left = 0;
-            return Err(failures::count(EINVAL));
-        }
-        let (dma, len) = buffer.layout.find(self.at, self.left);
-        let len = len.min(buffer.limits.room(wide_dma(dma)));
+        let layout = &self.buffer.layout;
+        let (dma, len) = if self.buffer.is_one {
+            (layout.base.wrapping_add(self.at as DmaAddress), self.left)
+        } else {
+            let found = self.buffer.find(self.at, self.left, self.count);
+            found.inspect_err(|_| self.left = 0)?
+        };
         let segment = Segment {
             dma,
             len,
-            origin: match buffer.layout.origin {
+            origin: match layout.origin {
                 Origin::Internal { bar, offset } => Origin::Internal {
                     bar,
-                    offset: offset + self.at,
+                    offset: offset.wrapping_add(self.at),
                 },
                 origin => origin,
             },
         };
-        self.at += u64::from(len);
-        self.left -= len;
-        self.count += 1;
+        // Nothing wraps: they lie within the buffer.
+        self.at = self.at.wrapping_add(u64::from(len));
+        self.left = self.left.wrapping_sub(len);
+        self.count = self.count.wrapping_add(1);
         Ok(Some(segment))
     }
 

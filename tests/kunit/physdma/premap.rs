@@ -78,6 +78,7 @@ use kernel::{
     sync::Arc,
     time::{
         delay::fsleep,
+        msecs_to_jiffies,
         Delta, //
     }, //
 };
@@ -358,6 +359,8 @@ fn wrong_parts() -> Result {
         check_eq!(premapped.slice(offset, len, dir).err(), Some(error));
     }
     check!(premapped.slice(0x1fff, 1, ToDevice).is_ok());
+    // Like any two, they would be undone at the same time.
+    check!(premapped.unmap(msecs_to_jiffies(10_000)));
     let both = client.premap(pages(1)?, Bidirectional)?;
     check!(both.slice(0, 1, ToDevice).is_ok() && both.slice(0, 1, FromDevice).is_ok());
     Ok(())

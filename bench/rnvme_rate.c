@@ -1,0 +1,130 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * Reads blocks of a disk into memory of this program, many at a time, as fast as
+ * it goes, and says how fast that was:
+ *
+ *	rnvme_rate mapped|premapped FILE DEPTH COUNT
+ *
+ * mapped: FILE is a disk, read with O_DIRECT; its driver maps the memory for
+ * each request. premapped: FILE is /dev/rnvme0 or so, of which the first
+ * namespace is read; the memory is registered, and mapped once.
+ *
+ * Prints the requests, the nanoseconds that they took, and those in which all
+ * processors were idle.
+ */
+
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <time.h>
+
+#include "ring.h"
+
+#define BLOCK 4096
+/* What is read again and again: 1 MiB. */
+#define BLOCKS 256
+
+static int file;
+static char *memory;
+static int is_premapped;
+static struct rnvme_buf buf = { .kind = RNVME_BUF_USER };
+
+static void die(const char *what, int error)
+{
+	fprintf(stderr, "rnvme_rate: %s: %s\n", what, strerror(error));
+	exit(1);
+}
+
+static unsigned long long now(void)
+{
+	struct timespec time;
+
+	clock_gettime(CLOCK_MONOTONIC, &time);
+	return time.tv_sec * 1000000000ULL + time.tv_nsec;
+}
+
+/* All processors' together, to 10 ms. */
+static unsigned long long idle(void)
+{
+	FILE *uptime = fopen("/proc/uptime", "r");
+	unsigned long long seconds, hundredths;
+
+	if (!uptime || fscanf(uptime, "%*u.%*u %llu.%llu", &seconds, &hundredths) != 2)
+		die("/proc/uptime", errno);
+	fclose(uptime);
+	return (seconds * 100 + hundredths) * 10000000;
+}
+
+static void put(struct ring *ring, unsigned int slot, unsigned long long number)
+{
+	unsigned long long at = number % BLOCKS * BLOCK;
+	struct rnvme_io io = {
+		.id = buf.id, .nsid = 1, .offset = slot * BLOCK, .lba = at / 512,
+		.length = BLOCK, .op = RNVME_OP_READ,
+	};
+	struct io_uring_sqe *sqe;
+
+	if (is_premapped) {
+		ring_put(ring, file, &io, RNVME_URING_CMD_IO, slot);
+		return;
+	}
+	sqe = ring_next(ring, slot);
+	sqe->opcode = IORING_OP_READ;
+	sqe->fd = file;
+	sqe->addr = (unsigned long)memory + slot * BLOCK;
+	sqe->len = BLOCK;
+	sqe->off = at;
+}
+
+int main(int argc, char **argv)
+{
+	unsigned long long depth, count, next, done = 0, slot, start, started_idle;
+	struct ring ring;
+	int result;
+
+	if (argc != 5)
+		die("usage: rnvme_rate mapped|premapped FILE DEPTH COUNT", EINVAL);
+	is_premapped = !strcmp(argv[1], "premapped");
+	depth = strtoull(argv[3], NULL, 0);
+	count = strtoull(argv[4], NULL, 0);
+	file = open(argv[2], is_premapped ? O_RDWR : O_RDONLY | O_DIRECT);
+	if (file < 0)
+		die(argv[2], errno);
+	memory = mmap(NULL, depth * BLOCK, PROT_READ | PROT_WRITE,
+		      MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+	if (memory == MAP_FAILED)
+		die("memory", errno);
+	buf.offset = (unsigned long)memory;
+	buf.length = depth * BLOCK;
+	if (is_premapped && ioctl(file, RNVME_IOC_BUF_REGISTER, &buf))
+		die("RNVME_IOC_BUF_REGISTER", errno);
+	/* The same ring for both, so that it costs the same. */
+	result = ring_open(&ring, depth, 0);
+	if (result)
+		die("io_uring", -result);
+
+	started_idle = idle();
+	start = now();
+	for (next = 0; next < depth && next < count; next++)
+		put(&ring, next, next);
+	while (done < count) {
+		result = ring_submit(&ring, 1);
+		if (result)
+			die("io_uring", -result);
+		while (ring_take(&ring, &slot, &result)) {
+			if (result != (is_premapped ? 0 : BLOCK))
+				die("a request", result < 0 ? -result : EIO);
+			if (next < count)
+				put(&ring, slot, next++);
+			done++;
+		}
+	}
+	start = now() - start;
+	printf("%llu %llu %llu\n", count, start, idle() - started_idle);
+	return 0;
+}
