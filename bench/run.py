@@ -164,39 +164,35 @@ def look_ups() -> list[dict]:
     return rows
 
 
-def rate(icount: bool, count: int, times: int) -> dict[str, list[tuple[float, float]]]:
+def rate(icount: bool, count: int, times: int) -> dict[str, float]:
     """Reads of a program from rnvme behind a strict IOMMU, 4 KiB each, 32 at a time, into memory
-    that is mapped for each or was mapped before: how many a second, and the processors'
-    nanoseconds for each. Both take turns."""
-    ssd = Ssd()
-    machine = Machine(iommu="strict", devices=[ssd], icount=icount, append=["kunit.autorun=0"])
-    measured: dict[str, list[tuple[float, float]]] = {"mapped": [], "premapped": []}
+    that is mapped for each or was mapped before: the nanoseconds for each read, of which one is
+    one instruction with `icount`. Both take turns; the median."""
+    machine = Machine(iommu="strict", devices=[Ssd()], icount=icount, append=["kunit.autorun=0"])
+    files = {"mapped": "/dev/rnvme0n1", "premapped": "/dev/rnvme0"}
+    measured: dict[str, list[float]] = {way: [] for way in files}
     with Vm(machine, f"bench/rate-{'instructions' if icount else 'time'}", limit=300) as vm:
         vm.load("rnvme")
         vm.sh("for try in $(seq 100); do [ -b /dev/rnvme0n1 ] && exit; sleep 0.1; done; exit 1")
-        cpus = int(vm.sh("nproc"))
-        for way in [*measured] * times:
-            file = {"mapped": "/dev/rnvme0n1", "premapped": "/dev/rnvme0"}[way]
-            done, took, idle = (int(word) for word in
-                                vm.sh(f"rnvme_rate {way} {file} 32 {count}", limit=120).split())
-            measured[way].append((done * 1e9 / took, (cpus * took - idle) / done))
+        for way in [*files] * times:
+            done, took = (int(word) for word in
+                          vm.sh(f"rnvme_rate {way} {files[way]} 32 {count} "
+                                f"{'instructions' if icount else ''}", limit=120).split())
+            measured[way].append(took / done)
         if vm.reports():
             sys.exit(f"bench: reading failed, see {vm.console}")
-    return measured
+    return {way: median(values) for way, values in measured.items()}
 
 
 def premapped_reads() -> list[dict]:
     """What it brings a program to have its memory mapped once."""
-    counted = rate(icount=True, count=10000, times=2)
-    timed = rate(icount=False, count=20000, times=5)
     rows = []
     print(f"\n{'reads of 4K, 32 at a time':34}{'':40}{'premapped':>9}{'mapped':>9}{'ratio':>8}")
-    for name, unit, values in (
-            ("guest instructions per read", "instructions",
-             {way: median(cost for _, cost in runs) for way, runs in counted.items()}),
+    for name, unit, cost in (
+            ("guest instructions per read", "instructions", rate(icount=True, count=10000, times=3)),
             ("reads per second", "IOPS",
-             {way: median(iops for iops, _ in runs) for way, runs in timed.items()})):
-        ours, mapped = values["premapped"], values["mapped"]
+             {way: 1e9 / each for way, each in rate(icount=False, count=20000, times=5).items()})):
+        ours, mapped = cost["premapped"], cost["mapped"]
         rows.append({
             "area": "premapped reads", "name": name, "config": "iommu=strict, RAM",
             "physdma": round(ours), "peer": round(mapped), "peer_name": "mapped for each read",

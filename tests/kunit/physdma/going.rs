@@ -20,6 +20,7 @@ use super::{
         LIMITS, //
     }, //
 };
+use core::mem::transmute;
 use kernel::{
     bindings,
     device::{
@@ -210,7 +211,8 @@ fn iommu_forgets(dev: &pci::Device<Bound>) -> Result {
     Ok(())
 }
 
-/// A client that was forgotten is none any more when its device is not bound.
+/// A client that was forgotten is none any more when its device is not bound. This one is found
+/// again later, so that its memory is not lost.
 fn client_forgotten(dev: &pci::Device<Bound>) -> Result {
     let clients = |provider: &Provider| {
         let mut count = 0;
@@ -218,13 +220,18 @@ fn client_forgotten(dev: &pci::Device<Bound>) -> Result {
         count
     };
     let early = open(dev, 0, PART)?;
+    let mut forgotten = None;
 
     bound::with::<Edu>(|edu| {
-        core::mem::forget(Client::new(edu.as_ref(), LIMITS)?);
+        let client = Client::new(edu.as_ref(), LIMITS)?;
+        // SAFETY: The device itself stays; until that is unbound this is as good as forgotten, and
+        // then it is only dropped.
+        forgotten = Some(unsafe { transmute::<Client<'_>, Client<'static>>(client) });
         check!(clients(&early.provider()) == 1);
         Ok(())
     })?;
     check!(clients(&early.provider()) == 0);
+    drop(forgotten);
     let late = open(dev, PART, PART)?;
     check!(clients(&late.provider()) == 0);
     Ok(())
