@@ -32,6 +32,7 @@ MB = 1 << 20
 BLOCK = 512
 CHUNK = 512 << 10  # what a command of QEMU's SSDs moves
 MEMORY_MB = int(os.environ.get("MEMORY_MB", "16"))
+AT = MEMORY_MB - 16 << 20  # Copies go by way of its end.
 DEBUGFS = "/sys/kernel/debug"
 ROUTES = f"{DEBUGFS}/physdma/routes"
 DEVICES = "/sys/bus/pci/devices"
@@ -214,7 +215,7 @@ def copy(t, s, pages):
         with t.case(f"{SIZE_MB} MiB by {how}"):
             begin = len(t.vm.trace.read_text(errors="replace"))
             at = target * size
-            said = t.vm.sh(f"p2pcp {option} -s {size} {s.disks[0]} {s.provider}/2 "
+            said = t.vm.sh(f"p2pcp {option} -s {size} {s.disks[0]} {s.provider}/2+{AT} "
                            f"{s.disks[1]}:{at} 2>/dev/null", limit=60 + SIZE_MB)
             assert len(re.findall(f"to BAR 2 of {s.provider}: {way}", said)) == 2, said
             assert f"copied {size} bytes by {how}" in said, said
@@ -231,7 +232,7 @@ def copy(t, s, pages):
         with t.case(f"what {how} has left in the memory"):
             # In each part is what went by there last.
             for slot in range(8 if option else 1):
-                left = content(s.ivshmem.memory, slot * CHUNK, CHUNK)
+                left = content(s.ivshmem.memory, AT + slot * CHUNK, CHUNK)
                 chunks = range(max(size - 16 * CHUNK, 0), size, CHUNK) if option else \
                     [size - CHUNK]
                 assert any(left == content(s.a.images[0], chunk, CHUNK) for chunk in chunks), slot
