@@ -156,8 +156,8 @@ impl<'a> Buffers<'a> {
         Ok(())
     }
 
-    /// Removes buffer number `id`. Waits until it can be said to be gone, unless it is used for
-    /// long. Sleeps.
+    /// Removes buffer number `id`. Waits until RAM has been let go of, unless it is used for long.
+    /// Sleeps.
     ///
     /// # Errors
     ///
@@ -167,7 +167,9 @@ impl<'a> Buffers<'a> {
         let buffer = self.list.lock().remove(id as usize).ok_or(ENOENT)?;
 
         // A program that registers the next one may lock as much again.
-        KBox::into_inner(buffer).unmap(msecs_to_jiffies(UNREGISTER_MS));
+        if buffer.provider().is_none() {
+            KBox::into_inner(buffer).unmap(msecs_to_jiffies(UNREGISTER_MS));
+        }
         Ok(())
     }
 

@@ -90,9 +90,10 @@ class Session:
                   "length": MB, **fields}
         return "buf," + ",".join(f"{name}={value}" for name, value in fields.items())
 
-    def attempt(self, *commands, mode="rw", after=""):
+    def attempt(self, *commands, mode="rw", after="", limit=60):
         """What comes of each command: a list of words."""
-        said = self.t.vm.sh(f"rnvme_try {mode} {self.file} {' '.join(commands)}{after}", limit=60)
+        said = self.t.vm.sh(f"rnvme_try {mode} {self.file} {' '.join(commands)}{after}",
+                            limit=limit)
         return [line.split()[1] for line in said.splitlines()]
 
     def throttle(self, bps):
@@ -347,7 +348,7 @@ def forbidden(t, s):
 def random_inputs(t, s):
     with t.case(f"{INPUTS} random inputs"):
         assert s.attempt(f"fuzz,times={INPUTS},seed=4711," + s.buf().removeprefix("buf,"),
-                         )[-1] == "1"
+                         limit=60 + INPUTS // 100)[-1] == "1"
         wait(t, lambda: s.in_flight() == 0, "the memory is mapped")
 
 

@@ -132,8 +132,8 @@ struct rnvme_buf {
  * @id: its number
  * @reserved: zero
  *
- * I/O that is under way is finished, but not waited for when it takes longer
- * than a second.
+ * I/O that is under way is finished. Where it uses memory of the program it is
+ * waited for, but not longer than a second.
  *
  * Return: 0, or
  *

@@ -776,6 +776,12 @@ impl<'c> Premapped<'c> {
         self.buffer.len
     }
 
+    /// Whose memory it is; [`None`] if it is RAM.
+    #[inline]
+    pub fn provider(&self) -> Option<&Provider> {
+        self.hold.as_ref().map(Hold::provider)
+    }
+
     /// What a device may do with it.
     #[inline]
     pub fn direction(&self) -> DataDirection {

@@ -132,6 +132,7 @@ fn one_range() -> Result {
     check_eq!(premapped.path(), Path::Iova);
     check_eq!(premapped.len(), 0x3000);
     check_eq!(premapped.direction(), FromDevice);
+    check!(premapped.provider().is_none());
     for (offset, len) in [
         (0, 0x3000),
         (0, 1),
@@ -523,6 +524,8 @@ fn routes(bed: Bed<'_>) -> Result {
 
     let premapped = premap(&bed.bridge)?;
     check_eq!(premapped.path(), Path::Single);
+    let owner = premapped.provider().map(|provider| provider.range().first());
+    check_eq!(owner, Some(start(&bed.bridge)));
     let (phys, len) = (start(&bed.bridge) + 0x3000, 0x2_0000);
     check_eq!(segment(&premapped)?, mapped(BASE + phys + 0x1_0010, 0x1000));
     check!(recorder.called(&[Call::MapPhys { phys, len }]));
