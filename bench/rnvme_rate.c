@@ -52,9 +52,14 @@ static unsigned long long now(void)
 	return time.tv_sec * 1000000000ULL + time.tv_nsec;
 }
 
-static volatile unsigned long long *counted;
+static unsigned long long *count_of_it;
 static pid_t counter;
 static double each;
+
+static unsigned long long counted(void)
+{
+	return __atomic_load_n(count_of_it, __ATOMIC_RELAXED);
+}
 
 /* Has another process count whenever nobody else has anything to do. */
 static void begin_to_count(void)
@@ -63,9 +68,9 @@ static void begin_to_count(void)
 	struct sched_param none = { 0 };
 	unsigned long long start, first;
 
-	counted = mmap(NULL, sizeof(*counted), PROT_READ | PROT_WRITE,
-		       MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-	if (counted == MAP_FAILED)
+	count_of_it = mmap(NULL, sizeof(*count_of_it), PROT_READ | PROT_WRITE,
+			   MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	if (count_of_it == MAP_FAILED)
 		die("memory", errno);
 	counter = fork();
 	if (counter < 0)
@@ -73,15 +78,15 @@ static void begin_to_count(void)
 	if (!counter) {
 		if (sched_setscheduler(0, SCHED_IDLE, &none))
 			die("SCHED_IDLE", errno);
-		for (;;)
-			(*counted)++;
+		for (first = 1;; first++)
+			__atomic_store_n(count_of_it, first, __ATOMIC_RELAXED);
 	}
 	/* How long that takes it. */
 	nanosleep(&pause, NULL);
-	first = *counted;
+	first = counted();
 	start = now();
 	nanosleep(&pause, NULL);
-	each = (double)(now() - start) / (*counted - first);
+	each = (double)(now() - start) / (counted() - first);
 }
 
 static void put(struct ring *ring, unsigned int slot, unsigned long long number)
@@ -134,7 +139,7 @@ int main(int argc, char **argv)
 
 	if (argc == 6) {
 		begin_to_count();
-		first = *counted;
+		first = counted();
 	}
 	start = now();
 	for (next = 0; next < depth && next < count; next++)
@@ -153,7 +158,7 @@ int main(int argc, char **argv)
 	}
 	start = now() - start;
 	if (counter) {
-		start -= (*counted - first) * each;
+		start -= (counted() - first) * each;
 		kill(counter, SIGKILL);
 	}
 	printf("%llu %llu\n", count, start);
