@@ -165,6 +165,11 @@ mod tests {
     fn two_functions_below_a_port_that_redirects() -> Result {
         let (a, b) = (device(3, 0)?, device(3, 1)?);
         for verdict in [between(&a, &b), between(&b, &a)] {
+            if !cfg!(CONFIG_INTEL_IOMMU) {
+                // Nobody has told the port to redirect.
+                assert_eq!(verdict, Ok(reached(MapType::BusAddress, 2)));
+                continue;
+            }
             let Ok(Supported {
                 map_type,
                 distance,

@@ -87,7 +87,11 @@ pub(crate) trait Which: 'static {
 /// A BAR of plain memory.
 pub(crate) struct Memory;
 
-/// A device that could do DMA, but is not told to; it addresses 256 MiB only.
+/// Whether an IOMMU gives devices the addresses that they use.
+pub(crate) const TRANSLATED: bool = cfg!(CONFIG_IOMMU_DMA);
+
+/// A device that could do DMA, but is not told to; it addresses 256 MiB only, or it would not be
+/// bound where no IOMMU gives it such addresses.
 pub(crate) struct Edu;
 
 /// A device with BARs of both kinds.
@@ -125,7 +129,11 @@ impl Which for Memory {
 impl Which for Edu {
     const TABLE: pci::IdTable<()> = &EDU;
     const NAME: &'static CStr = c"physdma_kunit_edu";
-    const MASK: DmaMask = DmaMask::new::<28>();
+    const MASK: DmaMask = if TRANSLATED {
+        DmaMask::new::<28>()
+    } else {
+        DmaMask::new::<32>()
+    };
 }
 
 impl Which for Testdev {
