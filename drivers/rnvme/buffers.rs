@@ -101,13 +101,20 @@ fn map<'a>(client: &'a Client<'a>, memory: Memory) -> Result<Premapped<'a>> {
     }
 }
 
+/// A buffer that has a number.
+struct Entry<'a> {
+    premapped: Premapped<'a>,
+    /// Whether the program knows the number. As long as it does not, nobody can use it.
+    is_told: bool,
+}
+
 /// The buffers of an open file. Dropping them does not wait for the device.
 #[pin_data]
 pub(crate) struct Buffers<'a> {
     client: &'a Client<'a>,
     /// From 1 on. Looked at under its own lock only, for a moment.
     #[pin]
-    list: XArray<KBox<Premapped<'a>>>,
+    list: XArray<KBox<Entry<'a>>>,
     /// Held by whoever looks for a number.
     #[pin]
     numbering: Mutex<()>,
@@ -128,7 +135,7 @@ impl<'a> Buffers<'a> {
     ///
     /// Those of `RNVME_IOC_BUF_REGISTER`, and of `tell`.
     pub(crate) fn register(&self, memory: Memory, tell: &mut dyn FnMut(u32) -> Result) -> Result {
-        self.add(KBox::new(map(self.client, memory)?, GFP_KERNEL)?, tell)
+        self.add(map(self.client, memory)?, tell)
     }
 
     /// Gives a buffer a number. Sleeps.
@@ -140,20 +147,39 @@ impl<'a> Buffers<'a> {
     /// - Those of `tell`.
     pub(crate) fn add(
         &self,
-        buffer: KBox<Premapped<'a>>,
+        premapped: Premapped<'a>,
         tell: &mut dyn FnMut(u32) -> Result,
     ) -> Result {
+        let is_told = false;
+        let id = self.number(KBox::new(Entry { premapped, is_told }, GFP_KERNEL)?)?;
+
+        // It may take long, and fail.
+        let told = tell(id);
+        let untold = {
+            let mut list = self.list.lock();
+
+            match (&told, list.get_mut(id as usize)) {
+                (Ok(()), Some(entry)) => {
+                    entry.is_told = true;
+                    None
+                }
+                _ => list.remove(id as usize),
+            }
+        };
+        drop(untold);
+        told
+    }
+
+    fn number(&self, entry: KBox<Entry<'a>>) -> Result<u32> {
         let _numbering = self.numbering.lock();
         let id = (1..=uapi::RNVME_MAX_BUFS)
             .find(|&id| self.list.lock().get(id as usize).is_none())
             .ok_or(ENOSPC)?;
 
-        // Before anybody can use the number, and take it away.
-        tell(id)?;
         // It was free, and others who look for one wait.
-        let stored = self.list.lock().store(id as usize, buffer, GFP_KERNEL);
+        let stored = self.list.lock().store(id as usize, entry, GFP_KERNEL);
         stored.map_err(|e| e.error)?;
-        Ok(())
+        Ok(id)
     }
 
     /// Removes buffer number `id`. Waits until RAM has been let go of, unless it is used for long.
@@ -163,12 +189,20 @@ impl<'a> Buffers<'a> {
     ///
     /// `ENOENT`: there is none.
     pub(crate) fn unregister(&self, id: u32) -> Result {
+        let entry = {
+            let mut list = self.list.lock();
+
+            match list.get(id as usize) {
+                Some(entry) if entry.is_told => list.remove(id as usize),
+                _ => None,
+            }
+        };
         // Dropping it may sleep, which is not for when the lock is held.
-        let buffer = self.list.lock().remove(id as usize).ok_or(ENOENT)?;
+        let premapped = KBox::into_inner(entry.ok_or(ENOENT)?).premapped;
 
         // A program that registers the next one may lock as much again.
-        if buffer.provider().is_none() {
-            KBox::into_inner(buffer).unmap(msecs_to_jiffies(UNREGISTER_MS));
+        if premapped.provider().is_none() {
+            premapped.unmap(msecs_to_jiffies(UNREGISTER_MS));
         }
         Ok(())
     }
@@ -192,9 +226,9 @@ impl<'a> Buffers<'a> {
             Way::Write => DataDirection::ToDevice,
         };
         let list = self.list.lock();
-        let buffer = list.get(id as usize).ok_or(ENOENT)?;
+        let entry = list.get(id as usize).filter(|entry| entry.is_told);
 
-        match buffer.slice(offset, bytes, dir) {
+        match entry.ok_or(ENOENT)?.premapped.slice(offset, bytes, dir) {
             // A program would think that it has passed a wrong address.
             Err(e) if e == EFAULT => Err(ERANGE),
             slice => slice,

@@ -62,14 +62,19 @@ __rust_helper bool rust_helper_physdma_reaches_mmio(struct device *dev,
 
 /*
  * What @dev unmapped the IOMMU has forgotten after this, in lazy mode too. A
- * driver is bound to @dev.
+ * driver is bound to @dev, or its resources are being released. Sleeps.
  */
 __rust_helper void rust_helper_physdma_flush_iotlb(struct device *dev)
 {
-	struct iommu_domain *domain = iommu_get_domain_for_dev(dev);
+	struct iommu_domain *domain;
 
+	/* When resources are released the domain may go already: it is kept. */
+	if (iommu_device_use_default_domain(dev))
+		return;
+	domain = iommu_get_domain_for_dev(dev);
 	if (domain && use_dma_iommu(dev))
 		iommu_flush_iotlb_all(domain);
+	iommu_device_unuse_default_domain(dev);
 }
 
 __rust_helper unsigned long rust_helper_gen_pool_alloc(struct gen_pool *pool,

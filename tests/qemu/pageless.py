@@ -101,11 +101,12 @@ class Session:
         limits = {key: 0 for key in ("bps_rd", "bps_wr", "iops", "iops_rd", "iops_wr")}
         self.t.vm.qmp("block_set_io_throttle", device="nvme0n1", bps=bps, **limits)
 
-    def in_flight(self):
+    def in_flight(self, gone=False):
         """How many buffers A has of the memory, those included of which only I/O is left."""
         client = self.t.machine.address(self.a)
         line = re.search(rf"{self.provider} +2 {client} .*", self.t.vm.sh(f"cat {ROUTES}"))
         # Where the SSD has gone there is no line.
+        assert line or gone, "it is no client"
         return int(line[0].split()[5]) if line else 0
 
     def pinned(self):
@@ -270,6 +271,9 @@ def copy(t, s, pages):
         # Who may lock what he likes needs no limit.
         assert s.attempt(f"user,length={MB}", "limit,nr=65536", f"user,length={MB}",
                          "user,length=4096", "unbuf,id=1") == ["1", "0", "ENOMEM", "ENOMEM", "0"]
+        # It has been let go of when it is unregistered.
+        again = ["user,length=40960", "unbuf,id=1"] * 20
+        assert s.attempt("limit,nr=65536", *again) == ["0"] + ["1", "0"] * 20
 
 
 def forbidden(t, s):
@@ -383,8 +387,8 @@ def gone(t, s):
         wait(t, lambda: "over" in t.vm.sh("cat /tmp/said"), "the program does not end")
         return said()
 
-    def nothing_left(pinned):
-        wait(t, lambda: s.in_flight() == 0, "the memory is mapped")
+    def nothing_left(pinned, gone=False):
+        wait(t, lambda: s.in_flight(gone) == 0, "the memory is mapped")
         wait(t, lambda: s.pinned() == pinned, "memory is pinned")
 
     pinned = s.pinned()
@@ -422,7 +426,8 @@ def gone(t, s):
     with t.case("an idle buffer keeps no provider"):
         t.vm.sh(f"{{ rnvme_try rw {s.file} {s.buf()} sleep,ms=1500 {io()} > /tmp/said; "
                 "echo over >> /tmp/said; } & sleep 0.5; "
-                f"timeout 1 sh -c 'echo {s.provider} > /sys/bus/pci/drivers/physdma_ivshmem/unbind'")
+                "timeout 1 sh -c "
+                f"'echo {s.provider} > /sys/bus/pci/drivers/physdma_ivshmem/unbind'")
         t.vm.sh(f"echo {s.provider} > /sys/bus/pci/drivers/physdma_ivshmem/bind")
         wait(t, lambda: "io ENODEV" in t.vm.sh("cat /tmp/said"), "not ENODEV")
     with t.case("the SSD is unbound"):
@@ -447,7 +452,7 @@ def gone(t, s):
         ended = over()
         assert ended[0].split()[1] in ("EIO", "ENODEV") and \
             ended[1:4] == ["io ENODEV", "cmd ENODEV", "unbuf ENODEV"], ended
-        nothing_left(pinned)
+        nothing_left(pinned, gone=True)
         s.throttle(0)
         t.vm.sh("echo 1 > /sys/bus/pci/rescan")
         s.find()

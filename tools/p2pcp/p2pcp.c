@@ -498,8 +498,10 @@ int main(int argc, char **argv)
 		copy_by_ring(start);
 	else
 		copy_by_ioctl(start);
-	if (fsync(to.disk) || posix_fadvise(to.disk, 0, 0, POSIX_FADV_DONTNEED))
+	if (fsync(to.disk))
 		die("%s: what was written may not be on the disk: %s", to.path, strerror(errno));
+	/* What the kernel has of it in its cache is old. */
+	posix_fadvise(to.disk, 0, 0, POSIX_FADV_DONTNEED);
 	progress(start, 1);
 	printf("copied %llu bytes by %s, %llu at a time, through BAR %u of %s\n", size,
 	       by_ring ? "io_uring" : "ioctl", chunk, memory.bar, memory_address);

@@ -308,7 +308,7 @@ impl Provider {
         &self.0.range
     }
 
-    /// Whether it has gone, or is going.
+    /// Whether it has gone, or is going. May sleep.
     pub fn is_revoked(&self) -> bool {
         self.0.state.lock().revoked
     }
@@ -427,8 +427,8 @@ impl Provider {
     /// Calls `f` with the name of everyone who is to be told when the memory goes, whoever came
     /// first first. May sleep.
     ///
-    /// None of them goes meanwhile: a lock is held, so that `f` can do nothing with this provider
-    /// that sleeps.
+    /// None of them goes meanwhile: a lock is held, so that `f` must call nothing of this layer that
+    /// may sleep.
     pub fn for_each_holder(&self, mut f: impl FnMut(&CStr)) {
         for holder in &self.0.state.lock().holders {
             f(holder.name());

@@ -260,18 +260,19 @@ fn c_driver_goes(dev: &pci::Device<Bound>) -> Result {
     let raw = unsafe { bindings::physdma_register(pdev, 2, 0, PART) };
     let result = (|| {
         let provider = providers()?.pop().ok_or(ENXIO)?;
-        let _hold = provider.hold(told.clone())?;
+        let hold = provider.hold(told.clone())?;
         check!(told.0.load(Relaxed) == 0);
         // SAFETY: It is a reference, or an errno.
         unsafe { bindings::physdma_revoke(raw) };
         check!(told.0.load(Relaxed) == 1);
         check!(provider.hold(told.clone()).err() == Some(ENODEV));
-        Ok(())
+        Ok(hold)
     })();
     // SAFETY: As above; it is not used any more.
     unsafe { bindings::physdma_unregister(raw) };
+    // Who was told is not told again.
     check!(told.0.load(Relaxed) == 1);
-    result
+    result.map(drop)
 }
 
 #[kunit_tests(physdma_going)]

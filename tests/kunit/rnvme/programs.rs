@@ -72,16 +72,12 @@ fn write(lba: u64, bytes: u32) -> Io {
 }
 
 /// So many pages, mapped for `client`.
-fn pages<'a>(
-    client: &'a Client<'a>,
-    count: usize,
-    dir: DataDirection,
-) -> Result<KBox<Premapped<'a>>> {
+fn pages<'a>(client: &'a Client<'a>, count: usize, dir: DataDirection) -> Result<Premapped<'a>> {
     let mut pages = KVec::with_capacity(count, GFP_KERNEL)?;
     for _ in 0..count {
         pages.push(Page::alloc_page(GFP_KERNEL)?, GFP_KERNEL)?;
     }
-    Ok(KBox::new(client.premap(pages, dir)?, GFP_KERNEL)?)
+    client.premap(pages, dir)
 }
 
 #[kunit_tests(rnvme_programs)]
@@ -232,7 +228,15 @@ mod tests {
             assert_eq!(part(u64::MAX, u32::MAX), Some(ERANGE));
 
             // A number that could not be told is not used.
-            assert_eq!(buffers.add(two()?, &mut |_| Err(EFAULT)), Err(EFAULT));
+            let mut told = 0;
+            let untold = buffers.add(two()?, &mut |id| {
+                told = id;
+                // Nor can it be guessed.
+                assert_eq!(length(id), Err(ENOENT));
+                assert_eq!(buffers.unregister(id), Err(ENOENT));
+                Err(EFAULT)
+            });
+            assert_eq!((untold, told), (Err(EFAULT), 4));
             assert_eq!(length(4), Err(ENOENT));
 
             // What is under way keeps its memory, not its number.
