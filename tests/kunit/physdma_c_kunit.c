@@ -97,6 +97,14 @@ static int need_devices(struct kunit *test)
 	return 0;
 }
 
+/* And that the one reaches the memory of the other. */
+static void need_routes(struct kunit *test)
+{
+	need_devices(test);
+	if (!IS_ENABLED(CONFIG_PCI_P2PDMA))
+		kunit_skip(test, "there are no routes without CONFIG_PCI_P2PDMA");
+}
+
 KUNIT_DEFINE_ACTION_WRAPPER(unregister_action, physdma_unregister,
 			    struct physdma_provider *);
 KUNIT_DEFINE_ACTION_WRAPPER(destroy_action, physdma_client_destroy,
@@ -343,7 +351,7 @@ static void route(struct kunit *test)
 	char why[80];
 	u64 offset;
 
-	need_devices(test);
+	need_routes(test);
 	before = client_of(test, &ssd->dev, &no_limits);
 	provider = provide(test);
 	after = client_of(test, &ssd->dev, &no_limits);
@@ -392,7 +400,7 @@ static void no_route(struct kunit *test)
 	struct told told;
 	char why[80];
 
-	need_devices(test);
+	need_routes(test);
 	provider = provide(test);
 	client = client_of(test, no_pci(test), &no_limits);
 	mapping = empty(test);
@@ -477,7 +485,7 @@ static void map_provider(struct kunit *test)
 	struct told told;
 	int nr;
 
-	need_devices(test);
+	need_routes(test);
 	provider = provide(test);
 	client = client_of(test, &ssd->dev, &no_limits);
 	own = client_of(test, &ivshmem->dev, &no_limits);
@@ -620,7 +628,7 @@ static void map_atomic(struct kunit *test)
 	unsigned long flags;
 	int nr;
 
-	need_devices(test);
+	need_routes(test);
 	provide(test);
 	client = client_of(test, &ssd->dev, &no_limits);
 	mapping = empty(test);
@@ -691,7 +699,7 @@ static void revocation(struct kunit *test)
 	struct told told;
 	char why[80];
 
-	need_devices(test);
+	need_routes(test);
 	client = client_of(test, &ssd->dev, &no_limits);
 	provider = physdma_register(ivshmem, IVSHMEM_BAR, 0, SIZE);
 	KUNIT_ASSERT_NOT_ERR_OR_NULL(test, provider);

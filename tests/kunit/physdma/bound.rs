@@ -90,6 +90,9 @@ pub(crate) struct Memory;
 /// Whether an IOMMU gives devices the addresses that they use.
 pub(crate) const TRANSLATED: bool = cfg!(CONFIG_IOMMU_DMA);
 
+/// Whether real devices reach the memory of others.
+pub(crate) const ROUTED: bool = cfg!(CONFIG_PCI_P2PDMA);
+
 /// A device that could do DMA, but is not told to; it addresses 256 MiB only, or it would not be
 /// bound where no IOMMU gives it such addresses.
 pub(crate) struct Edu;

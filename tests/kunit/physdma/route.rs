@@ -19,6 +19,7 @@ use super::{
         Memory,
         NO_ROUTE,
         PART,
+        ROUTED,
         TRANSLATED, //
     },
     memory::{
@@ -154,8 +155,8 @@ fn internal(dev: &pci::Device<Bound>) -> Result {
 /// The host bridge of this machine is on the kernel's list. The IOMMU gives addresses that the
 /// device can send, though it could not send those of the memory.
 fn host_bridge(dev: &pci::Device<Bound>) -> Result {
-    if !TRANSLATED {
-        pr_info!("there is no IOMMU to try that with\n");
+    if !TRANSLATED || !ROUTED {
+        pr_info!("there is no IOMMU, or no route, to try that with\n");
         return Ok(());
     }
     let range = open(dev, 0, PART)?;
@@ -186,15 +187,19 @@ fn not_pci(dev: &pci::Device<Bound>) -> Result {
     let reach = unsafe { Reach::new(faux) };
     check_eq!(
         reach.route(range.provider().range()),
-        Err(Refused::Topology(Unsupported::NotPci))
+        Err(Refused::Topology(if ROUTED {
+            Unsupported::NotPci
+        } else {
+            Unsupported::Disabled
+        }))
     );
     Ok(())
 }
 
 /// Both who comes first and who comes later know their routes; and that they have none any more.
 fn comes_and_goes(dev: &pci::Device<Bound>) -> Result {
-    if !TRANSLATED {
-        pr_info!("there is no IOMMU to try that with\n");
+    if !TRANSLATED || !ROUTED {
+        pr_info!("there is no IOMMU, or no route, to try that with\n");
         return Ok(());
     }
     with_all::<Edu>(|clients| {
@@ -219,8 +224,8 @@ fn comes_and_goes(dev: &pci::Device<Bound>) -> Result {
 
 /// The kernel's own IOMMU code takes RAM and another device's memory into one range.
 fn one_range(dev: &pci::Device<Bound>) -> Result {
-    if !TRANSLATED {
-        pr_info!("there is no IOMMU to try that with\n");
+    if !TRANSLATED || !ROUTED {
+        pr_info!("there is no IOMMU, or no route, to try that with\n");
         return Ok(());
     }
     with_all::<Edu>(|clients| {
