@@ -130,15 +130,20 @@ class Vm:
     def emulator_lost(self) -> bool:
         """Whether QEMU lost what a processor wrote, which it does now and then
         on a busy host: it sends an access to another device than the one that
-        is there. Either the IOMMU
-        got one to registers that it does not have. Or the kernel misses the
-        timer of a processor, which is asleep, and whose timer is not set."""
+        is there. The IOMMU got one to registers that it does not have. Or the
+        end of an interrupt is what was lost: a processor is asleep, and does
+        not take the interrupts that it waits for, as it is said to handle one.
+        Or the kernel misses the timer of a processor, which is asleep, and
+        whose timer is not set."""
         said, shown = (path.read_text(errors="replace") if path.exists() else ""
                        for path in (self.files / "qemu.log", self.files / "processors.log"))
         if re.search(r"vtd_mem_(read|write): MMIO over range", said):
             return True
         late = re.findall(r"rcu: \tPossible timer handling issue on cpu=(\d+)", self.log())
         halted = re.findall(r"^RIP=.* HLT=(\d)", shown, re.M)
+        handled = re.findall(r"^ISR\s+(\S+)", shown, re.M)
+        if ("1", True) in zip(halted, (vector.isdigit() for vector in handled)):
+            return True
         counts = re.findall(r"one-shot.*\n^Timer.* current_count = (\d+)", shown, re.M)
         if not late:
             return False
