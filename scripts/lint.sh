@@ -40,10 +40,11 @@ patched() {
 	sed -n "s|^+++ [^/]*/\([^	]*$1\)\(	.*\)*$|build/linux/\1|p" patches/*.patch | sort -u
 }
 
-# From standard input, so that files that this one names are not followed.
+# From standard input, so that files that this one names are not followed; with
+# that, --check shows what is wrong, but does not fail.
 rustfmt_check() {
-	"$(beside_rustc rustfmt)" --check --color=never --edition=2021 \
-		--config-path="$LINUX/.rustfmt.toml" < "$1"
+	diff -u --label "$1" --label 'by rustfmt' "$1" \
+		<("$(beside_rustc rustfmt)" --edition=2021 --config-path="$LINUX/.rustfmt.toml" < "$1")
 }
 
 # Without a git tree, which checkpatch would take the patches for a part of; so

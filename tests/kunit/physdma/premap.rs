@@ -524,7 +524,9 @@ fn routes(bed: Bed<'_>) -> Result {
 
     let premapped = premap(&bed.bridge)?;
     check_eq!(premapped.path(), Path::Single);
-    let owner = premapped.provider().map(|provider| provider.range().first());
+    let owner = premapped
+        .provider()
+        .map(|provider| provider.range().first());
     check_eq!(owner, Some(start(&bed.bridge)));
     let (phys, len) = (start(&bed.bridge) + 0x3000, 0x2_0000);
     check_eq!(segment(&premapped)?, mapped(BASE + phys + 0x1_0010, 0x1000));
