@@ -162,8 +162,8 @@ def pageless(results: Results) -> None:
     module.SIZE_MB, module.run = 16, module.demonstrate
     demonstration = scenario.Run(module, "strict", "rnvme", results, BUILD / "kernel",
                                  "qemu/run-pageless")
-    print("\nA program copies from one SSD to another by way of the memory of a third device, which has\n"
-          "no struct page; the host compares the images.")
+    print("\nA program copies from one SSD to another by way of the memory of a third device,\n"
+          "which has no struct page; the host compares the images.")
     demonstration.whole(module)
     if not demonstration.failed:
         print(f"\n{demonstration.conclusion}\n"

@@ -33,7 +33,8 @@ def machine() -> Machine:
     # The last one shares the shared memory's root port, the third.
     return Machine(iommu="strict", append=["kunit.filter_glob=none"],
                    devices=[Ssd(cmb_mb=16), Ssd(block_size=4096),
-                            Ivshmem(options={"multifunction": "on"}), Edu(), PciTestdev(memory_mb=16 * 1024),
+                            Ivshmem(options={"multifunction": "on"}), Edu(),
+                            PciTestdev(memory_mb=16 * 1024),
                             Edu(options={"bus": "port2", "addr": "0.1"})])
 
 

@@ -250,8 +250,8 @@ impl Holder for Told {
     }
 }
 
-/// A C driver that begins to take its memory away, and goes on later, has all told at once: nobody
-/// waits for whoever was not told.
+/// A C driver that begins to take its memory away has all holders told at once: before it goes on
+/// it may wait for what they have.
 fn c_driver_goes(dev: &pci::Device<Bound>) -> Result {
     let told = Arc::new(Told(Atomic::new(0)), GFP_KERNEL)?;
     // It is transparent.
