@@ -71,6 +71,7 @@ look() {
 	want pciutils 'PCI configuration in the machines' has setpci
 	want procps 'programs in the machines' has pgrep
 	want psmisc 'programs in the machines' has killall
+	want dmsetup 'stacked disks in the machines' has dmsetup
 	want e2fsprogs 'file systems, and reading them on the host' has debugfs
 	if [ "${1:-}" = lint ]; then
 		want rust-web-clippy 'lints Rust' test -x "$(beside_rustc clippy-driver)"

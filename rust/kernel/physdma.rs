@@ -50,6 +50,7 @@ mod pinned;
 mod plan;
 mod pool;
 mod premap;
+mod premapped;
 mod provider;
 mod registry;
 mod route;
@@ -99,8 +100,8 @@ pub use self::pinned::{
     PinnedBvecs,
     PinnedMapping, //
 };
-pub use self::premap::{
-    OwnedRam,
+pub use self::premap::OwnedRam;
+pub use self::premapped::{
     Premapped,
     PremappedSegments,
     PremappedSlice, //

@@ -25,9 +25,10 @@ from .vm import boot_command
 
 # What a soak runs and how often it does what it does, unless the environment says otherwise.
 SOAK = {
-    "ONLY": "qemu/recovery qemu/removal qemu/p2p_edu/strict qemu/p2p_edu/switch",
+    "ONLY": "qemu/recovery qemu/removal qemu/p2p_edu/strict qemu/p2p_edu/switch "
+            "qemu/pageless/switch qemu/pageless/strict qemu/phys_bios",
     "UNBINDS": "100", "RESETS": "50", "TIMEOUTS": "10", "REVOCATIONS": "1000", "REMOVALS": "100",
-    "CANARY": "60",
+    "CANARY": "60", "SIZE_MB": "1024", "INPUTS": "1000000",
 }
 SOAKS = ROOT / "tests/soaks.md"
 

@@ -61,12 +61,14 @@ class Results:
 
     def repeated(self) -> str:
         """What was done how often, all machines together, by the names of the cases that passed."""
-        times: dict[str, int] = {}
+        sums: dict[str, float] = {}
         for row in self._rows:
-            found = re.fullmatch(r"(.*), (\d+) times", row["case"])
+            found = re.fullmatch(r"(.*), ([\d.]+) (times|MiB)", row["case"])
             if found and row["result"] == "passed":
-                times[found[1]] = times.get(found[1], 0) + int(found[2])
-        return ", ".join(f"{name}: {number}" for name, number in times.items())
+                what, number, unit = found.groups()
+                what = what if unit == "times" else f"{what}, {unit}"
+                sums[what] = sums.get(what, 0) + float(number)
+        return ", ".join(f"{what}: {number:,.10g}" for what, number in sums.items())
 
     def part(self, name: str) -> "Part":
         """For the results of a part, which has this name before those of its suites."""

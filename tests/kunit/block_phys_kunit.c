@@ -6,6 +6,8 @@
 
 #include <kunit/test.h>
 #include <linux/bio.h>
+#include <linux/blk-crypto-profile.h>
+#include <linux/blk-crypto.h>
 #include <linux/blk-mq.h>
 #include <linux/blkdev.h>
 #include <linux/delay.h>
@@ -294,6 +296,57 @@ static void refused(struct kunit *test)
 	blk_mq_free_request(rq);
 }
 
+#ifdef CONFIG_BLK_INLINE_ENCRYPTION
+static int encrypt(struct disk *disk, const struct blk_crypto_key *key, struct page *page)
+{
+	static const u64 dun[BLK_CRYPTO_DUN_ARRAY_SIZE];
+	struct bio *bio = bio_alloc(disk->gd->part0, 1, REQ_OP_WRITE, GFP_KERNEL);
+	int error = -ENOSPC;
+
+	bio_crypt_set_ctx(bio, key, dun, GFP_KERNEL);
+	if (page ? bio_add_page(bio, page, 4096, 0) == 4096 :
+		   bio_add_phys(bio, memory(), 4096))
+		error = submit_bio_wait(bio);
+	bio_put(bio);
+	return error;
+}
+
+/* A disk that encrypts, so that nobody else could refuse it. */
+static void encrypted(struct kunit *test)
+{
+	static const u8 raw[BLK_CRYPTO_MAX_RAW_KEY_SIZE] = { 1 };
+	static struct blk_crypto_profile profile;
+	struct disk *disk = phys_disk(test);
+	struct page *page = alloc_page(GFP_KERNEL);
+	struct blk_crypto_key key;
+
+	KUNIT_ASSERT_NOT_NULL(test, page);
+	provide_for_all(test);
+	KUNIT_ASSERT_EQ(test, 0, blk_crypto_profile_init(&profile, 0));
+	profile.key_types_supported = BLK_CRYPTO_KEY_TYPE_RAW;
+	profile.max_dun_bytes_supported = 8;
+	profile.modes_supported[BLK_ENCRYPTION_MODE_AES_256_XTS] = 4096;
+	KUNIT_EXPECT_TRUE(test, blk_crypto_register(&profile, disk->gd->queue));
+	KUNIT_ASSERT_EQ(test, 0,
+			blk_crypto_init_key(&key, raw, 64, BLK_CRYPTO_KEY_TYPE_RAW,
+					    BLK_ENCRYPTION_MODE_AES_256_XTS, 8, 4096,
+					    BLK_CRYPTO_CFG_ALLOW_HW));
+	KUNIT_EXPECT_EQ(test, 0, blk_crypto_start_using_key(disk->gd->part0, &key));
+	KUNIT_EXPECT_EQ(test, 0, encrypt(disk, &key, page));
+	KUNIT_EXPECT_EQ(test, 1, disk->requests);
+	KUNIT_EXPECT_EQ(test, -EOPNOTSUPP, encrypt(disk, &key, NULL));
+	KUNIT_EXPECT_EQ(test, 1, disk->requests);
+	disk->gd->queue->crypto_profile = NULL;
+	blk_crypto_profile_destroy(&profile);
+	__free_page(page);
+}
+#else
+static void encrypted(struct kunit *test)
+{
+	kunit_skip(test, "there is no CONFIG_BLK_INLINE_ENCRYPTION");
+}
+#endif
+
 static void two_providers(struct kunit *test)
 {
 	struct physdma_provider *other;
@@ -456,6 +509,7 @@ static struct kunit_case block_phys_cases[] = {
 	KUNIT_CASE(arithmetic),
 	KUNIT_CASE(inherited),
 	KUNIT_CASE(refused),
+	KUNIT_CASE(encrypted),
 	KUNIT_CASE(two_providers),
 	KUNIT_CASE(kept),
 	KUNIT_CASE(live),

@@ -57,6 +57,24 @@ while True:
     print("copied", flush=True)
 """
 
+# Has rnvme given the memory of the device named first in ways that do not hold its pages: by its
+# place in a BAR, and pinned for long.
+PREMAP = r"""
+import ctypes, errno, fcntl, mmap, os, struct, sys
+device, file = sys.argv[1:]
+bus, slot, function = (int(part, 16) for part in device.replace(".", ":").split(":")[1:])
+memory = mmap.mmap(os.open(f"/sys/bus/pci/devices/{device}/p2pmem/allocate", os.O_RDWR), 4096)
+address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+file = os.open(file, os.O_RDWR)
+for kind, bus, devfn, bar, offset in (1, bus, slot << 3 | function, 2, 0), (2, 0, 0, 0, address):
+    # struct rnvme_buf, and RNVME_IOC_BUF_REGISTER
+    buf = struct.pack("3I4B2Q2I2Q", kind, 0, 0, bus, devfn, bar, 0, offset, 4096, 0, 0, 0, 0)
+    try:
+        print(fcntl.ioctl(file, 3 << 30 | len(buf) << 16 | ord("N") << 8 | 0xa0, buf))
+    except OSError as error:
+        print(errno.errorcode[error.errno])
+"""
+
 
 def machine(mode):
     return Machine(host_files=True, trace=["pci_nvme_map_addr*"],
@@ -143,6 +161,14 @@ def run(t):
         assert sorted(reasons) == ([(t.machine.address(ssd), provider, reason) for ssd in (a, b)]
                                    if t.mode == "refused" else []), reasons
     if t.mode != "refused":
+        with t.case("not without its pages"):
+            said = t.vm.sh(f"cat > /tmp/premap.py <<'EOF'\n{PREMAP}\nEOF\npython3 /tmp/premap.py "
+                           f"{provider} {names[0].removesuffix('n1')}").split()
+            assert said == ["ENXIO", "EFAULT"], said
+            number = re.search(r"rnvme(\d+)n", names[0])[1]
+            said = t.vm.sh(f"echo {number} 1 read 0 mem:{buffer.start:#x}:4096 | "
+                           "dd of=/sys/kernel/debug/rnvme/io status=none 2>&1", check=False)
+            assert "Bad address" in said, said
         with t.case("unbind in use"):
             in_use(t, third, names)
     with t.case("unbind"):

@@ -173,7 +173,7 @@ def demonstrate(t):
     with t.case("data"):
         write_data(s)
     for number, option in enumerate(("", "-u")):
-        with t.case(f"{SIZE_MB} MiB by {'io_uring' if option else 'ioctl'}"):
+        with t.case(f"by {'io_uring' if option else 'ioctl'}, {SIZE_MB} MiB"):
             at = number * SIZE_MB * MB
             command = f"p2pcp -vq {option} -s {SIZE_MB}M {s.disks[0]} {s.provider}/2 " \
                 f"{s.disks[1]}:{at >> 20}M"
@@ -214,7 +214,7 @@ def copy(t, s, pages):
     with t.case("data"):
         write_data(s)
     for target, (how, option) in enumerate((("ioctl", ""), ("io_uring", "-u"))):
-        with t.case(f"{SIZE_MB} MiB by {how}"):
+        with t.case(f"by {how}, {SIZE_MB} MiB"):
             begin = len(t.vm.trace.read_text(errors="replace"))
             at = target * size
             said = t.vm.sh(f"p2pcp {option} -s {size} {s.disks[0]} {s.provider}/2+{AT} "
@@ -280,9 +280,11 @@ def forbidden(t, s):
     last = s.a.size_mb * MB // BLOCK
     both = ("io", "cmd")
 
-    def check(expected, *commands, **how):
-        said = s.attempt(*commands, **how)[-1]
+    def check(expected, *commands, other_user="EPERM", **how):
+        # Then once more by another user, who was handed the open file.
+        said, _, other = s.attempt(*commands, "drop", commands[-1], **how)[-3:]
         assert said == expected, f"{commands[-1]}: {said}, not {expected}"
+        assert other == other_user, f"{commands[-1]} of another user: {other}"
 
     with t.case("what cannot be registered"):
         for expected, fields in (
@@ -341,7 +343,7 @@ def forbidden(t, s):
         t.vm.sh(f"chmod 666 {s.file}")
         check("EPERM", "drop", "open")
         t.vm.sh(f"chmod 600 {s.file}")
-        check("EACCES", "drop", "open")
+        check("EACCES", "drop", "open", other_user="EACCES")
     with t.case("not to an SSD that is in use"):
         said = t.vm.sh(f"p2pcp -s 1M {s.disks[0]} {s.provider}/2 /tmp/file 2>&1; "
                        f"touch /tmp/file; p2pcp -s 1M /tmp/file {s.provider}/2 {s.disks[1]} 2>&1",
@@ -350,7 +352,7 @@ def forbidden(t, s):
 
 
 def random_inputs(t, s):
-    with t.case(f"{INPUTS} random inputs"):
+    with t.case(f"random inputs, {INPUTS} times"):
         assert s.attempt(f"fuzz,times={INPUTS},seed=4711," + s.buf().removeprefix("buf,"),
                          limit=60 + INPUTS // 100)[-1] == "1"
         wait(t, lambda: s.in_flight() == 0, "the memory is mapped")

@@ -10,8 +10,13 @@ giving the memory up too early would be seen by the host, which writes a canary
 into it as soon as it has gone.
 
 Or the SSD itself goes, and the memory is nobody's in no time.
+
+The transfers are in turn what a driver, a program and a file system can ask for:
+a list of rnvme's own, a command of io_uring on a registered buffer, and a bio.
+The last is what the C nvme can do too.
 """
 
+import itertools
 import os
 import re
 import time
@@ -24,6 +29,7 @@ INTEL = "Skylake-Client-v1"  # whose host bridge is not on the kernel's list
 MACHINES = {
     "strict": dict(iommu="strict"),
     "switch": dict(iommu="off", switch=True, cpu=INTEL),
+    "nvme": dict(iommu="strict"),
 }
 MODES = list(MACHINES)
 
@@ -41,17 +47,22 @@ SIZE = 4096
 DEBUGFS = "/sys/kernel/debug"
 DEVICES = "/sys/bus/pci/devices"
 ROUTES, PROVIDERS = f"{DEBUGFS}/physdma/routes", f"{DEBUGFS}/physdma/providers"
-IO = f"{DEBUGFS}/rnvme/io"
+LISTS, BIOS = f"{DEBUGFS}/rnvme/io", f"{DEBUGFS}/physdma_bios/io"
 # Nothing is left that a device answers: `setpci COMMAND=0`.
 TURN_OFF = "printf '\\0\\0' | dd of={device}/config bs=1 seek=4 conv=notrunc 2>/dev/null"
 
 # What is asked often, without a process for each question: a machine full of checks is slow.
 SHELL = f"""
-in_flight() {{  # COUNT PROVIDER BAR CLIENT: the client has so many mappings of the memory
-    wanted=$1; shift
+in_flight() {{  # PROVIDER BAR CLIENT: the client has the memory mapped
     while read provider bar client hops mapped count rest; do
-        [ "$provider $bar $client $count" = "$* $wanted" ] && return
+        [ "$provider $bar $client $count" = "$* 1" ] && return
     done < {ROUTES}
+    return 1
+}}
+bio_in_flight() {{  # PROVIDER BAR: there is a bio to the memory
+    while read provider bar first last pages state in_flight cpu bios rest; do
+        [ "$provider $bar $bios" = "$* 1" ] && return
+    done < {PROVIDERS}
     return 1
 }}
 is() {{  # STATE PROVIDER BAR
@@ -118,11 +129,14 @@ class Memory:
 class Client:
     """The SSD that reads into the memory of others."""
 
-    def __init__(self, t, ssd):
+    def __init__(self, t, ssd, driver):
         self.t = t
         self.ssd = ssd
+        self.driver = driver
         self.address = t.machine.address(ssd)
         self.data = os.urandom(SIZE)
+        self.ways = itertools.cycle([self.list, self.ring, self.bio] if driver == "rnvme"
+                                    else [self.bio])
         self.find()
         with open(ssd.images[0], "r+b") as file:
             file.seek(MB)
@@ -130,29 +144,51 @@ class Client:
 
     def find(self):
         """Waits until its disk is there."""
-        self.number = re.search(r"rnvme(\d+)n", self.t.disk(self.ssd)).group(1)
+        self.disk = self.t.disk(self.ssd)
 
     def throttle(self, bps):
         """Lets the disk move so many bytes a second; 0 is as many as it can."""
         limits = {key: 0 for key in ("bps_rd", "bps_wr", "iops", "iops_rd", "iops_wr")}
         self.t.vm.qmp("block_set_io_throttle", device="nvme0n1", bps=bps, **limits)
 
-    def job(self, memory, op="read"):
-        block = {"read": MB, "write": 2 * MB}[op] // 512
-        return f"{self.number} 1 {op} {block} mem:{memory.phys:#x}:{SIZE}"
+    def list(self, memory, op, block):
+        number = re.search(r"rnvme(\d+)n", self.disk).group(1)
+        return f"echo {number} 1 {op} {block} mem:{memory.phys:#x}:{SIZE} 2> /tmp/error > {LISTS}"
 
-    def between(self, memory):
-        """The words by which the shell functions know what is mapped."""
-        return f"{memory.address} {memory.bar} {self.address}"
+    def ring(self, memory, op, block):
+        bus, devfn = re.fullmatch(r"0000:(..):(..\..)", memory.address).groups()
+        slot, function = devfn.split(".")
+        buf = f"kind=1,bus={int(bus, 16)},devfn={int(slot, 16) * 8 + int(function)}," \
+            f"bar={memory.bar},offset={memory.offset},length={SIZE}"
+        io = f"id=1,nsid=1,op={dict(read=1, write=2)[op]},lba={block},length={SIZE}"
+        # Until it has begun, the buffer alone would be in flight, and go at once.
+        return f"rnvme_try rw {self.disk.removesuffix('n1')} buf,{buf} start,{io} wait > /tmp/error; " \
+            "grep -q 'wait 0' /tmp/error"
+
+    def bio(self, memory, op, block):
+        return f"echo {op} {self.disk} {block} {memory.phys:#x}:{SIZE} | " \
+            f"dd of={BIOS} bs=4k status=none 2> /tmp/error"
+
+    def in_flight(self, memory):
+        """The words that ask whether it has a transfer to the memory."""
+        if self.driver == "nvme":
+            # It keeps no mapping of its own: the bio does.
+            return f"bio_in_flight {memory.address} {memory.bar}"
+        return f"in_flight {memory.address} {memory.bar} {self.address}"
 
     def begin(self, memory, op="read"):
         """Starts a transfer that does not end."""
+        way = next(self.ways)
+        block = {"read": MB, "write": 2 * MB}[op] // 512
+        has_begun = "grep -qs start /tmp/error" if way == self.ring else ":"
         self.throttle(1)
         # The first one still passes, and the second waits for an hour.
         self.t.vm.sh(
-            f"{SHELL}rm -f /tmp/ended /tmp/gone; echo '{self.number} 1 read 0 ram:0:{SIZE}' > {IO} "
-            f"&& {{ (echo '{self.job(memory, op)}' 2>/tmp/error > {IO}; echo $? > /tmp/ended) & }}; "
-            f"patiently in_flight 1 {self.between(memory)} || {{ cat {ROUTES}; exit 1; }}", limit=30)
+            f"{SHELL}rm -f /tmp/ended /tmp/gone /tmp/error; "
+            f"dd if={self.disk} of=/dev/null bs={SIZE} count=1 iflag=direct 2> /tmp/error && "
+            f"{{ ({way(memory, op, block)}; echo $? > /tmp/ended) & }}; patiently {has_begun} && "
+            f"patiently {self.in_flight(memory)} || "
+            f"{{ cat /tmp/error {ROUTES}; exit 1; }}", limit=30)
 
     def still(self, memory, command):
         """Has `command` take the memory away, and fails unless it waits for the transfer."""
@@ -161,7 +197,7 @@ class Client:
             f"going() {{ [ -e /tmp/gone ] || is revoked {memory.address} {memory.bar}; }}; "
             f"patiently going || {{ cat {PROVIDERS}; exit 1; }}; sleep 0.1; "
             "if [ -e /tmp/gone ]; then echo it did not wait; exit 1; fi; "
-            f"in_flight 1 {self.between(memory)} || {{ cat {PROVIDERS} {ROUTES}; exit 1; }}; "
+            f"{self.in_flight(memory)} || {{ cat {PROVIDERS} {ROUTES}; exit 1; }}; "
             "[ ! -e /tmp/ended ]", limit=30)
 
     def end(self, memory):
@@ -171,10 +207,10 @@ class Client:
         said = self.t.vm.sh(
             f"{SHELL}over() {{ [ -s /tmp/gone ] && [ -s /tmp/ended ]; }}; patiently over; "
             "read ended < /tmp/ended; read gone < /tmp/gone; echo $ended $gone; "
-            f"echo '{self.job(memory)}' 2>&1 > {IO}", limit=60, check=False)
+            f"{self.bio(memory, 'read', 0)}; cat /tmp/error", limit=60, check=False)
         ended, gone, why = said.split(maxsplit=2)
         assert gone == "0", f"exit code {gone}"
-        assert "Bad address" in why, why
+        assert "Invalid argument" in why, why
         return int(ended)
 
 
@@ -201,14 +237,19 @@ def gone(client, memory, command, back, seconds, pull=None, meanwhile=None, plug
 
 def run(t):
     a, c, ivshmem = t.machine.devices
+    t.driver = driver = "nvme" if t.mode == "nvme" else "rnvme"
     with t.case("load"):
         t.vm.load("physdma")
         t.vm.load("physdma_ivshmem")
-        t.vm.load("rnvme", "io_timeout=3600")
-        client = Client(t, a)
+        t.vm.load("physdma_bios")
+        # What is withheld is not lost: nothing is aborted.
+        t.vm.load("nvme_core" if driver == "nvme" else driver, "io_timeout=3600")
+        t.load_driver()
+        client = Client(t, a, driver)
         third = Memory(t, ivshmem, 2, "physdma_ivshmem", ivshmem.memory)
-        buffer = Memory(t, c, 2, "rnvme")
-        region = Memory(t, c, 4, "rnvme", t.vm.files / "nvme1.pmr")
+        own = []  # The other SSD's memory, which the C driver has pages for.
+        if driver == "rnvme":
+            own = [Memory(t, c, 2, driver), Memory(t, c, 4, driver, t.vm.files / "nvme1.pmr")]
 
     def unbound(memory, seconds=0.1, meanwhile=None):
         ended = gone(client, memory, f"echo {memory.address} > {memory.driver}/unbind",
@@ -219,9 +260,10 @@ def run(t):
     with t.case(f"unbind of ivshmem, {REVOCATIONS} times"):
         for _ in range(REVOCATIONS):
             unbound(third)
-    with t.case(f"unbind of an SSD with memory, {UNBINDS} times"):
-        for number in range(UNBINDS):
-            unbound((buffer, region)[number % 2])
+    if own:
+        with t.case(f"unbind of an SSD with memory, {UNBINDS} times"):
+            for number in range(UNBINDS):
+                unbound(own[number % 2])
 
     if t.mode == "strict":
         with t.case("a revocation that takes long names whom it waits for"):
@@ -239,20 +281,24 @@ def run(t):
     with t.case(f"surprise removal of ivshmem, {REMOVALS} times"):
         for _ in range(REMOVALS):
             surprised(third)
-    with t.case(f"surprise removal of an SSD with memory, {REMOVALS} times"):
-        for number in range(REMOVALS):
-            surprised((buffer, region)[number % 2])
+    if own:
+        with t.case(f"surprise removal of an SSD with memory, {REMOVALS} times"):
+            for number in range(REMOVALS):
+                surprised(own[number % 2])
 
     with t.case(f"surprise removal of the SSD that does it, {REMOVALS} times"):
         device = f"{DEVICES}/{client.address}"
         for number in range(REMOVALS):
-            memory = (third, buffer)[number % 2]
+            memory = [third, *own[:1]][number % 2 if own else 0]
+            if driver == "nvme":
+                # It sees that nobody answers when a command is late, and not before.
+                t.vm.sh(f"echo 2000 > /sys/block/{client.disk[5:]}/queue/io_timeout")
             # It reads the memory: QEMU has looked up where, and does not forget it.
             client.begin(memory, "write")
-            # The machine waits for no time-out: that would be an hour.
+            # rnvme waits for no time-out: that would be an hour.
             t.vm.sh(f"{SHELL}{TURN_OFF.format(device=device)}; echo 1 > {device}/remove; "
                     "ended() { [ -s /tmp/ended ]; }; patiently ended && read ended < /tmp/ended && "
-                    f"[ $ended != 0 ] && ! in_flight 1 {client.between(memory)}", limit=30)
+                    f"[ $ended != 0 ] && ! {client.in_flight(memory)}", limit=30)
             client.throttle(0)
             t.vm.sh("echo 1 > /sys/bus/pci/rescan")
             client.find()
@@ -288,12 +334,12 @@ def run(t):
 
     with t.case(f"{CANARY:g} s after the memory went"):
         for how in unbound, surprised:
-            for memory in third, region:
+            for memory in third, *own[1:]:
                 how(memory, CANARY)
     with t.case("unload"):
         # Nothing is left of all that.
-        t.vm.sh(f"[ $(grep -c : {PROVIDERS}) = 3 ] || {{ cat {PROVIDERS}; exit 1; }}")
+        t.vm.sh(f"[ $(grep -c : {PROVIDERS}) = {1 + (len(own) or 1)} ] || {{ cat {PROVIDERS}; exit 1; }}")
         t.unload_driver()
-        t.vm.unload("physdma_ivshmem", "physdma")
+        t.vm.unload("physdma_bios", "physdma_ivshmem", "physdma")
         faults = re.findall("vtd_dmar_fault.*", t.vm.trace.read_text(errors="replace"))
         assert not faults, faults

@@ -432,17 +432,37 @@ pub(super) fn kill(inner: &Inner) -> usize {
     members.clients.len()
 }
 
+/// Says whom revocation waits for.
+#[cold]
+fn warn_waiting(inner: &Inner, who: &CStr) {
+    dev_warn!(
+        inner.range.dev,
+        "memory {:#x}-{:#x} is revoked, but waits for {}\n",
+        inner.range.first,
+        inner.range.last,
+        who
+    );
+}
+
 /// Waits until nothing is in flight on `attached`, which has been killed. Says now and then for
 /// whom: the client, or where that is not a device, `who`. Sleeps.
 fn wait_for(inner: &Inner, attached: &Attached, who: &CStr) {
     while !attached.wait_timeout(msecs_to_jiffies(PATIENCE_MS)) {
-        dev_warn!(
-            inner.range.dev,
-            "memory {:#x}-{:#x} is revoked, but waits for {}\n",
-            inner.range.first,
-            inner.range.last,
-            attached.client.device().map_or(who, Device::name)
-        );
+        warn_waiting(inner, attached.client.device().map_or(who, Device::name));
+    }
+}
+
+/// The same for bios, which do not say what disk they are on their way to: their devices are among
+/// those that have the memory mapped, of which there are at most `clients`.
+fn wait_for_bios(inner: &Inner, clients: usize) {
+    while !inner.bios.wait_timeout(msecs_to_jiffies(PATIENCE_MS)) {
+        warn_waiting(inner, c"a bio");
+        for attached in (0..clients).filter_map(|id| inner.attachment_of(Some(id))) {
+            let traffic = attached.traffic();
+            if let (Some(device), true) = (traffic.client, traffic.in_flight > 0) {
+                warn_waiting(inner, device.name());
+            }
+        }
     }
 }
 
@@ -456,7 +476,7 @@ pub(super) fn revoke(inner: &Arc<Inner>) {
     inner.tell_holders();
 
     wait_for(inner, &inner.cpu, c"the CPU");
-    wait_for(inner, &inner.bios, c"a bio");
+    wait_for_bios(inner, clients);
     for id in 0..clients {
         // A client that leaves is found until it has nothing mapped any more.
         let Some(attachment) = inner.attachment_of(Some(id)) else {
