@@ -45,8 +45,11 @@ soak-debug: kernel-debug ## the same on the kernel that test-debug boots
 fuzz: packages-fuzz ## 10 million inputs for the pure logic, with AddressSanitizer
 	@scripts/fuzz.sh
 
-bench-quick: kernel ## instructions of map, unmap and look-up, beside those of the C stack
+bench: packages-bench kernel kernel-kind ## everything measured beside the C stack; build/reports/bench.html has plots
 	@PYTHONPATH=scripts python3 -B bench/run.py
+
+bench-quick: kernel ## instructions of map, unmap and look-up, beside those of the C stack
+	@PYTHONPATH=scripts python3 -B bench/run.py quick
 
 lint: packages-lint kernel ## rustfmt, clippy, checkpatch, shellcheck
 	@scripts/lint.sh
@@ -84,6 +87,9 @@ packages-lint:
 packages-fuzz:
 	@scripts/packages.sh fuzz
 
+packages-bench:
+	@scripts/packages.sh bench
+
 patch-new: ## NAME=...: begins a kernel patch
 	@scripts/patch.sh new '$(NAME)'
 
@@ -99,6 +105,6 @@ test-patches: packages ## that each kernel patch applies and builds in order; FR
 clean: ## removes build/; the cache with the kernel's source stays
 	rm -rf build
 
-.PHONY: help run test test-debug test-kind test-configs soak soak-debug fuzz bench-quick lint
+.PHONY: help run test test-debug test-kind test-configs soak soak-debug fuzz bench bench-quick lint
 .PHONY: doc module shell tools kernel kernel-debug kernel-kind linux
-.PHONY: packages packages-lint packages-fuzz patch-new patch-add patch-refresh test-patches clean
+.PHONY: packages packages-lint packages-fuzz packages-bench patch-new patch-add patch-refresh test-patches clean

@@ -8,7 +8,8 @@
  * memory; if there is one without (physdma_ivshmem), the layer maps the same
  * pieces of that, too. The client is QEMU's pci-testdev, and then the ivshmem
  * itself. Otherwise they are for RAM. With lookups=1 it is measured what the
- * look-up of an address costs.
+ * look-up of an address costs; with times= nothing, for those who count what the
+ * IOMMU is asked to do meanwhile.
  *
  * Run where time is instructions (QEMU's -icount shift=0), the numbers are
  * instructions per call, and repeat.
@@ -34,6 +35,22 @@
 static bool lookups;
 module_param(lookups, bool, 0444);
 MODULE_PARM_DESC(lookups, "Measure look-ups of addresses, among many ranges");
+
+static bool sizes;
+module_param(sizes, bool, 0444);
+MODULE_PARM_DESC(sizes, "Say what takes how many bytes, also of the disks of rnvme and nvme");
+
+static unsigned int times;
+module_param(times, uint, 0444);
+MODULE_PARM_DESC(times, "Measure nothing, but map and unmap a request of RAM so often");
+
+static unsigned int shape;
+module_param(shape, uint, 0444);
+MODULE_PARM_DESC(shape, "The number of that request's shape");
+
+static bool peer;
+module_param(peer, bool, 0444);
+MODULE_PARM_DESC(peer, "Let the C stack do it");
 
 struct piece {
 	dma_addr_t addr;
@@ -345,6 +362,19 @@ static int compare_ways(struct bench *b, struct request *rq, const char *name, c
 	return 0;
 }
 
+/* Maps and unmaps @rq, for who counts what happens meanwhile. */
+static int repeat(struct bench *b, struct request *rq, const char *name)
+{
+	struct trial t = { peer ? &nvme : &layer, b, rq };
+	unsigned int i;
+
+	for (i = 0; i < times; i++)
+		if (!maps(&t))
+			return -EIO;
+	pr_info("repeated|%s|%u\n", name, t.segs);
+	return 0;
+}
+
 /* The memory of @shape that @pages are, as pieces of what starts at @base. */
 static void make_list(struct bench *b, const struct shape *s, phys_addr_t base)
 {
@@ -371,6 +401,11 @@ static int run_shape(struct bench *b, const struct shape *s, const char *what, p
 	if (IS_ERR(rq))
 		return PTR_ERR(rq);
 
+	if (times) {
+		ret = repeat(b, rq, s->name);
+		free_request(rq);
+		return ret;
+	}
 	idle.rq = rq;
 	if (maps(&idle)) {
 		pr_err("a peer that does nothing passes as one that works\n");
@@ -424,8 +459,8 @@ static int scatter(struct bench *b)
 	return ret;
 }
 
-/* Measures with @dev as the client, and @peer as that of the C stack. */
-static int run(struct bench *b, struct device *dev, struct device *peer, const char *what,
+/* Measures with @dev as the client, and @theirs as that of the C stack. */
+static int run(struct bench *b, struct device *dev, struct device *theirs, const char *what,
 	       phys_addr_t base)
 {
 	struct queue_limits lim = {
@@ -438,7 +473,7 @@ static int run(struct bench *b, struct device *dev, struct device *peer, const c
 	};
 	int ret, i;
 
-	b->dev = peer;
+	b->dev = theirs;
 	b->set = (struct blk_mq_tag_set) {
 		.ops		= &ops,
 		.nr_hw_queues	= 1,
@@ -460,7 +495,7 @@ static int run(struct bench *b, struct device *dev, struct device *peer, const c
 	}
 
 	for (i = 0; i < ARRAY_SIZE(shapes) && !ret; i++)
-		if (shapes[i].p2p || !what)
+		if ((shapes[i].p2p || !what) && (!times || i == shape))
 			ret = run_shape(b, &shapes[i], what ?: "RAM", base);
 
 	bench_layer_free(b->layer);
@@ -555,6 +590,36 @@ free:
 	return ret;
 }
 
+/* Bytes of private data that the driver of a disk has beside each request. */
+static unsigned int bytes_of(const char *disk)
+{
+	struct file *file = bdev_file_open_by_path(disk, BLK_OPEN_READ, NULL, NULL);
+	unsigned int bytes;
+
+	if (IS_ERR(file)) {
+		pr_err("%s cannot be opened\n", disk);
+		return 0;
+	}
+	bytes = bdev_get_queue(file_bdev(file))->tag_set->cmd_size;
+	bdev_fput(file);
+	return bytes;
+}
+
+static int say_sizes(void)
+{
+	struct bench *b;
+
+	pr_info("bytes|a piece of memory|%zu|%zu\n", sizeof(struct physdma_bvec),
+		sizeof(struct bio_vec));
+	/* What of struct bench is said to be as in struct nvme_iod. */
+	pr_info("bytes|mapping state of a request|%zu|%zu\n", bench_layer_state(),
+		sizeof(b->state) + sizeof(b->pieces) + sizeof(b->nr_pieces) + sizeof(b->map) +
+		sizeof(b->single) + sizeof(b->total));
+	pr_info("bytes|all that a driver has for it|%u|%u\n", bytes_of("/dev/rnvme0n1"),
+		bytes_of("/dev/nvme0n1"));
+	return 0;
+}
+
 static int bench_probe(struct pci_dev *pdev, const struct pci_device_id *id)
 {
 	int ret;
@@ -562,7 +627,7 @@ static int bench_probe(struct pci_dev *pdev, const struct pci_device_id *id)
 	ret = dma_set_mask_and_coherent(&pdev->dev, DMA_BIT_MASK(64));
 	if (ret)
 		return ret;
-	ret = lookups ? bench_lookups(pdev) : run_all(&pdev->dev);
+	ret = sizes ? say_sizes() : lookups ? bench_lookups(pdev) : run_all(&pdev->dev);
 	if (ret)
 		pr_err("failed: %d\n", ret);
 	else

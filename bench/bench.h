@@ -66,6 +66,7 @@ size_t bench_layer_map(void *layer, struct request *rq, unsigned int *segments);
 size_t bench_layer_map_list(void *layer, const struct physdma_bvec *list,
 			    unsigned int nr, unsigned int *segments);
 void bench_layer_unmap(void *layer);
+size_t bench_layer_state(void);
 
 void *bench_buffer_new(void *layer, phys_addr_t phys, unsigned int pages);
 void bench_buffer_free(void *buffer);

@@ -160,6 +160,12 @@ pub unsafe extern "C" fn bench_layer_unmap(layer: *mut Layer) {
     unsafe { (*layer).mapping.unmap() };
 }
 
+/// Bytes of what is kept for a request.
+#[no_mangle]
+pub extern "C" fn bench_layer_state() -> usize {
+    size_of::<Mapping<'static>>()
+}
+
 /// A buffer that is mapped once, and the place where a request's private data would hold a slice.
 pub struct Buffer {
     // Declared, and thus dropped, before the buffer.

@@ -22,6 +22,7 @@ link_project() {
 	link rust/kernel/physdma
 	link rust/helpers/physdma.c
 	link include/linux/physdma.h
+	link include/trace/events/physdma.h
 	link include/uapi/linux/rnvme.h
 	for part in Kbuild Kconfig drivers tests samples bench; do
 		link $part physdma/$part

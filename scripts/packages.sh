@@ -78,6 +78,9 @@ look() {
 		want git 'knows which files are of the project' has git
 		want shellcheck 'lints shell scripts' has shellcheck
 	fi
+	if [ "${1:-}" = bench ]; then
+		want gnuplot-nox 'plots of what was measured' has gnuplot
+	fi
 	if [ "${1:-}" = fuzz ]; then
 		want libclang-rt-22-dev 'libFuzzer and AddressSanitizer' fuzzer_ok
 	fi

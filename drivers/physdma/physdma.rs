@@ -84,8 +84,10 @@ fn show_providers(f: &mut fmt::Formatter<'_>) -> fmt::Result {
             provider.bio_traffic().in_flight,
         ))?;
         let mut result = Ok(());
+        let mut joint = " ";
         provider.for_each_holder(|name| {
-            result = result.and_then(|()| f.write_fmt(fmt!(" {name}")));
+            result = result.and_then(|()| f.write_fmt(fmt!("{joint}{name}")));
+            joint = ", ";
         });
         result?;
         f.write_str("\n")

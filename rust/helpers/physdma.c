@@ -211,6 +211,16 @@ __rust_helper int rust_helper_dma_iova_link(struct device *dev,
 {
 	return dma_iova_link(dev, state, phys, offset, size, dir, attrs);
 }
+
+__rust_helper int rust_helper_dma_iova_link_vec(struct device *dev,
+						struct dma_iova_state *state,
+						const struct phys_vec *vec,
+						unsigned int nr, size_t offset,
+						enum dma_data_direction dir,
+						unsigned long attrs)
+{
+	return dma_iova_link_vec(dev, state, vec, nr, offset, dir, attrs);
+}
 #endif
 
 #ifndef CONFIG_DMA_NEED_SYNC

@@ -56,6 +56,7 @@ mod registry;
 mod route;
 mod segment;
 mod source;
+mod trace;
 mod window;
 
 pub use self::access::{
@@ -72,7 +73,8 @@ pub use self::backend::{
     Backend,
     Dma,
     Iova,
-    Memory, //
+    Memory,
+    PhysVec, //
 };
 pub use self::bvec::{
     BvecKind,

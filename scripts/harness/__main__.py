@@ -160,7 +160,7 @@ def run() -> int:
 def pageless(results: Results) -> None:
     """The demonstration's end: tests/qemu/pageless.py in short."""
     module = scenario.load(ROOT / "tests/qemu/pageless.py")
-    module.SIZE_MB, module.run = 16, module.demonstrate
+    module.SIZE_MB, module.HOST_FILES, module.run = 16, True, module.demonstrate
     demonstration = scenario.Run(module, "strict", "rnvme", results, BUILD / "kernel",
                                  "qemu/run-pageless")
     print("\nA program copies from one SSD to another by way of the memory of a third device,\n"

@@ -31,7 +31,7 @@ if grep -q physdma.host_files /proc/cmdline; then
 	mount --bind /lower /host/run/host
 	mkdir -p /host/modules
 	mount --bind /modules /host/modules
-	cp /bin/p2pcp /host/usr/local/bin
+	cp /bin/p2pcp /bin/physdmactl /host/usr/local/bin
 	enter='chroot /host /usr/bin/env'
 fi
 

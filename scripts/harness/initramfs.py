@@ -6,7 +6,7 @@ import subprocess
 import threading
 from pathlib import Path
 
-from . import BUILD
+from . import BUILD, ROOT
 
 
 def busybox() -> Path:
@@ -23,8 +23,9 @@ def modules(kernel: Path) -> list[Path]:
     return [(kernel / name).with_suffix(".ko") for name in names]
 
 
-# Of tools/p2pcp, built by `make tools`.
-TOOLS = ["p2pcp", "rnvme_try", "rnvme_rate"]
+# Of tools/p2pcp, built by `make tools`; and a script.
+TOOLS = [*(BUILD / "tools" / name for name in ("p2pcp", "rnvme_try", "rnvme_rate")),
+         ROOT / "tools/physdmactl/physdmactl"]
 
 # Machines are started by several threads.
 LOCK = threading.Lock()
@@ -42,7 +43,7 @@ def make(kernel: Path) -> Path:
     contents = {
         "init": Path(__file__).with_name("init.sh"),
         "bin/busybox": busybox(),
-        **{f"bin/{name}": BUILD / "tools" / name for name in TOOLS},
+        **{f"bin/{tool.name}": tool for tool in TOOLS},
         **{f"modules/{module.name}": module for module in modules(kernel)},
     }
     listed = "".join(f"{name}\n" for name in contents)

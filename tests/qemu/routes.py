@@ -2,13 +2,18 @@
 """How clients reach a provider in machines of several shapes, said three times:
 by the kernel of each two devices; by the layer, which also looks whether the
 client can address the memory, and whether all its DMA is bounced; and by
-debugfs, which an operator reads before anybody tries.
+debugfs and physdmactl, which an operator asks before anybody tries.
 
 The modes are the machines; the KUnit modules log verdicts and routes.
 """
 
+import json
 import re
+import subprocess
+import tempfile
+from pathlib import Path
 
+from harness import ROOT
 from harness.topology import Edu, Ivshmem, Machine, Ssd
 from harness.vm import CommandError
 
@@ -123,12 +128,46 @@ def failures(t):
     return {name: int(times) for name, times in (line.split() for line in show(t, "errors"))}
 
 
+def physdmactl(t, *words):
+    """What the tool makes of the same files, on the host: its exit code, and what it says."""
+    with tempfile.TemporaryDirectory() as directory:
+        for file in "providers", "routes", "errors":
+            Path(directory, file).write_text("\n".join([*show(t, file), ""]))
+        done = subprocess.run([ROOT / "tools/physdmactl/physdmactl", "--json", "--debugfs", directory,
+                               *words], capture_output=True, text=True, check=False)
+        assert not done.stderr or done.returncode == 2, done.stderr
+        return done.returncode, json.loads(done.stdout) if done.returncode != 2 else done.stderr
+
+
+def agrees(t):
+    """Fails unless physdmactl says of routes and errors what the files have."""
+    _, listed = physdmactl(t, "routes")
+    table = {(row["provider"], row["bar"], row["client"]): row for row in listed}
+    expected = rows(t)
+    assert set(table) == set(expected), listed
+    for pair, (hops, counts, way) in expected.items():
+        row = table[pair]
+        assert [row["mapped"], row["in_flight"], row["refused"]] == counts, row
+        assert row["hops"] == (None if hops == "-" else int(hops)), row
+        joint = ": " if row["route"] == "refused" else ", "
+        assert joint.join(filter(None, (row["route"], row["detail"]))) == way, row
+        code, answer = physdmactl(t, "why", pair[2].removeprefix("0000:"), f"{pair[0]}/{pair[1]}")
+        assert answer == [row] and code == (row["route"] == "refused"), answer
+    _, errors = physdmactl(t, "errors")
+    assert {row["errno"]: row["times"] for row in errors} == failures(t), errors
+
+
 def operator(t, providers, edu, ssds, wide, narrow):
     with t.case("debugfs: nothing yet"):
         t.vm.load("physdma")
         assert [len(show(t, file)) for file in ("providers", "routes")] == [1, 1]
         before = failures(t)
         assert list(before) == ["EINVAL", "EFAULT", "ENODEV", "EPERM", "ENOMEM", "other"], before
+        for client, provider, said in ((edu, providers[0], "lends no memory"),
+                                       ("one", providers[0], "is no PCI address"),
+                                       (edu, "one/two", "is no number of a BAR")):
+            code, answer = physdmactl(t, "why", client, provider)
+            assert code == 2 and said in answer, answer
 
     with t.case("debugfs: providers"):
         t.vm.load("physdma_ivshmem")
@@ -149,6 +188,13 @@ def operator(t, providers, edu, ssds, wide, narrow):
                 assert (bar, first, last) == (2, start, end), f"{device}: {first:#x}-{last:#x}"
             else:
                 assert start <= first < last <= end, f"{device}: {first:#x}-{last:#x}"
+        _, listed = physdmactl(t, "providers")
+        assert {row["provider"]: (row["bar"], int(row["first"], 0), int(row["last"], 0))
+                for row in listed} == {name: row[:3] for name, row in found.items()}, listed
+        for row in listed:
+            assert (row["pages"], row["state"], row["holders"]) == (False, "open", []), row
+            assert row["bytes"] == int(row["last"], 0) - int(row["first"], 0) + 1, row
+            assert row["in_flight"] == row["cpu_maps"] == row["bios"] == 0, row
 
     with t.case("debugfs: routes before anybody tries"):
         table = rows(t)
@@ -165,6 +211,9 @@ def operator(t, providers, edu, ssds, wide, narrow):
             else:
                 assert int(hops) in (2, 4) and way == expected, f"{client} to {provider}: {way}"
             assert counts == [0, 0, 0], f"{client} to {provider}: {counts}"
+        agrees(t)
+        code, answer = physdmactl(t, "why", "0000:00:1f.0", providers[0])
+        assert code == 2 and "is no client" in answer, answer
 
     with t.case("debugfs: counters"):
         before = failures(t)
@@ -183,6 +232,7 @@ def operator(t, providers, edu, ssds, wide, narrow):
                 assert counts == [1, 0, 0], counts
         added = {name: times - before[name] for name, times in failures(t).items()
                  if times != before[name]}
+        agrees(t)
         assert added == {"EFAULT": 1, **({"EINVAL": 1} if is_refused(narrow) else {})}, added
 
     with t.case("debugfs: all gone"):

@@ -13,6 +13,7 @@ use super::{
         Route,
         Topology, //
     },
+    trace, //
 };
 use crate::{
     device::Device,
@@ -68,7 +69,11 @@ impl Attachment {
     /// Counts a request that was refused; the first time, the log says why there is no route.
     #[cold]
     pub(super) fn refuse(&self, memory: &BarRange) {
-        if let (Err(refused), 0) = (self.route, self.refused.fetch_add(1, Relaxed)) {
+        let Err(refused) = self.route else {
+            return;
+        };
+        trace::refuse(self.client.device(), memory, refused);
+        if self.refused.fetch_add(1, Relaxed) == 0 {
             match self.client.device() {
                 Some(client) => dev_warn!(
                     client,

@@ -7,9 +7,12 @@
 //!
 //! C header: [`include/linux/dma-mapping.h`](srctree/include/linux/dma-mapping.h)
 
-use super::route::{
-    Reach,
-    Topology, //
+use super::{
+    route::{
+        Reach,
+        Topology, //
+    },
+    PhysBvec, //
 };
 use crate::{
     bindings,
@@ -63,6 +66,47 @@ impl Iova {
     pub fn size(&self) -> usize {
         // The highest bit says that bounce buffers are in use. CAST: It came from a `usize`.
         (self.0.__size << 1 >> 1) as usize
+    }
+}
+
+/// A piece of memory, as C takes many of them: `struct phys_vec`.
+///
+/// # Examples
+///
+/// ```
+/// use kernel::physdma::{PhysBvec, PhysVec};
+///
+/// let piece = PhysVec::from(PhysBvec::new(0x1000, 0x200).ok_or(EINVAL)?);
+/// assert_eq!(piece.phys(), 0x1000);
+/// assert_eq!(piece.len(), 0x200);
+/// # Ok::<(), Error>(())
+/// ```
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+pub struct PhysVec(bindings::phys_vec);
+
+impl PhysVec {
+    /// The physical address of its first byte.
+    #[inline]
+    pub fn phys(&self) -> PhysAddr {
+        self.0.paddr
+    }
+
+    /// Its length in bytes, which is not zero.
+    #[inline]
+    #[expect(clippy::len_without_is_empty)] // It never is.
+    pub fn len(&self) -> usize {
+        self.0.len
+    }
+}
+
+impl From<PhysBvec> for PhysVec {
+    #[inline]
+    fn from(piece: PhysBvec) -> Self {
+        Self(bindings::phys_vec {
+            paddr: piece.phys(),
+            len: piece.len() as usize,
+        })
     }
 }
 
@@ -151,6 +195,33 @@ pub trait Backend: Copy {
         dir: DataDirection,
         memory: Memory,
     ) -> Result;
+
+    /// Links all of `pieces` one behind the other: `dma_iova_link_vec()`. `linked` is how many bytes
+    /// of the range are linked, before and, whether it fails or not, after.
+    ///
+    /// # Errors
+    ///
+    /// Those of `link`.
+    ///
+    /// # Safety
+    ///
+    /// As for `link` of each piece in turn.
+    #[inline]
+    unsafe fn link_vec(
+        self,
+        iova: &mut Iova,
+        pieces: &[PhysVec],
+        linked: &mut usize,
+        dir: DataDirection,
+        memory: Memory,
+    ) -> Result {
+        for piece in pieces {
+            // SAFETY: By the safety requirements; so many are linked.
+            unsafe { self.link(iova, piece.phys(), *linked, piece.len(), dir, memory) }?;
+            *linked += piece.len();
+        }
+        Ok(())
+    }
 
     /// Makes the first `len` bytes of the range visible to the device: `dma_iova_sync()`.
     ///
@@ -295,6 +366,35 @@ impl Backend for Dma<'_> {
                 memory.attrs(),
             )
         })
+    }
+
+    #[inline]
+    unsafe fn link_vec(
+        self,
+        iova: &mut Iova,
+        pieces: &[PhysVec],
+        linked: &mut usize,
+        dir: DataDirection,
+        memory: Memory,
+    ) -> Result {
+        let count = c_uint::try_from(pieces.len())?;
+        if count == 0 {
+            return Ok(());
+        }
+        // SAFETY: As in `link`; a `PhysVec` is a `struct phys_vec`, and there are so many.
+        check(unsafe {
+            bindings::dma_iova_link_vec(
+                self.0.as_raw(),
+                &mut iova.0,
+                pieces.as_ptr().cast(),
+                count,
+                *linked,
+                dir.into(),
+                memory.attrs(),
+            )
+        })?;
+        *linked += pieces.iter().map(PhysVec::len).sum::<usize>();
+        Ok(())
     }
 
     #[inline]

@@ -22,7 +22,8 @@ use super::{
     backend::{
         Backend,
         Iova,
-        Memory, //
+        Memory,
+        PhysVec, //
     },
     PhysBvec, //
 };
@@ -34,7 +35,13 @@ use crate::{
     io::PhysAddr,
     prelude::*, //
 };
-use core::mem::ManuallyDrop;
+use core::{
+    mem::{
+        ManuallyDrop,
+        MaybeUninit, //
+    },
+    slice, //
+};
 
 mod private {
     pub trait Sealed {}
@@ -65,6 +72,68 @@ pub struct Linking {
 
 /// All that is linked is visible to the device. [`IovaSpace`] has an example.
 pub struct Synced(());
+
+impl Linking {
+    #[inline]
+    fn granule(&self) -> DmaAddress {
+        self.granule.into()
+    }
+}
+
+/// How many pieces are linked at once: what little stack there is.
+const BATCH: usize = 32;
+
+/// Pieces that will be linked together.
+///
+/// # Invariants
+///
+/// The first `count` elements of `pieces` are initialised.
+struct Batch<'b> {
+    // Not a part of it, or all of it would be zeroed with what is behind it.
+    pieces: &'b mut [MaybeUninit<PhysVec>; BATCH],
+    count: usize,
+    /// Of all of them.
+    bytes: usize,
+}
+
+impl<'b> Batch<'b> {
+    #[inline]
+    fn new(pieces: &'b mut [MaybeUninit<PhysVec>; BATCH]) -> Self {
+        // INVARIANT: There are none.
+        Self {
+            pieces,
+            count: 0,
+            bytes: 0,
+        }
+    }
+
+    #[inline]
+    fn clear(&mut self) {
+        // INVARIANT: As in `new`.
+        self.count = 0;
+        self.bytes = 0;
+    }
+
+    /// Returns whether there was room.
+    #[inline]
+    fn push(&mut self, piece: PhysBvec) -> bool {
+        let Some(slot) = self.pieces.get_mut(self.count) else {
+            return false;
+        };
+        slot.write(piece.into());
+        // INVARIANT: One more has been written.
+        self.count += 1;
+        self.bytes += piece.len() as usize;
+        true
+    }
+
+    #[inline]
+    fn pieces(&self) -> &[PhysVec] {
+        // SAFETY: By the type invariants so many are there and initialised. `MaybeUninit` has the
+        // layout of what it may hold.
+        unsafe { slice::from_raw_parts(self.pieces.as_ptr().cast(), self.count) }
+    }
+}
 
 impl State for Linking {}
 impl State for Synced {}
@@ -172,35 +241,9 @@ impl<B: Backend> IovaSpace<B, Linking> {
     /// dropped: RAM stays allocated, a provider's memory is not revoked.
     #[inline]
     pub unsafe fn link(&mut self, piece: PhysBvec, memory: Memory) -> Result {
+        self.check_kind(memory)?;
+        self.check_place(self.linked, piece)?;
         let len = piece.len() as usize;
-
-        if len > self.iova.size() - self.linked {
-            return Err(EINVAL);
-        }
-        // They are undone differently: RAM and a provider's memory where caches have to be looked
-        // after, and what may be bounced and what may not everywhere.
-        if self.linked > 0 && memory != self.memory {
-            let in_place = [memory, self.memory].contains(&Memory::RamInPlace);
-            if in_place || !self.backend.coherent() {
-                return Err(EOPNOTSUPP);
-            }
-        }
-        if self.linked > 0 {
-            // The range starts where the first piece does in its granule, so its end tells where
-            // the last piece ended in its own.
-            let end = self.iova.addr().wrapping_add(self.linked as DmaAddress);
-            if piece.phys() & PhysAddr::from(self.state.granule) != 0
-                || end & DmaAddress::from(self.state.granule) != 0
-            {
-                return Err(EINVAL);
-            }
-        } else {
-            // CAST: The granule has 32 bits.
-            let offset = (piece.phys() & PhysAddr::from(self.state.granule)) as u32;
-            if offset != (self.iova.addr() & DmaAddress::from(self.state.granule)) as u32 {
-                return Err(EINVAL);
-            }
-        }
 
         // SAFETY: By the type invariants the range is allocated and linked up to `self.linked`;
         // the granule has just been checked; what the memory is, our own safety requirements say.
@@ -214,11 +257,131 @@ impl<B: Backend> IovaSpace<B, Linking> {
                 memory,
             )
         }?;
-        // INVARIANT: `len` more bytes are linked, and there was room for them. If they are another
-        // kind than those before, the device is coherent.
+        // INVARIANT: `len` more bytes are linked, and there was room for them.
         self.linked += len;
+        self.set_kind(memory);
+        Ok(())
+    }
+
+    /// Links all of `pieces` one behind the other, behind what is linked already.
+    ///
+    /// The same as [`Self::link`] for each, but the IOMMU's page table is walked once for many of
+    /// them. May be called in atomic context.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Self::link`]. Pieces before the one that failed may have been linked then.
+    ///
+    /// # Safety
+    ///
+    /// As for [`Self::link`], of all pieces.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use kernel::physdma::{Backend, IovaSpace, Linking, Memory, PhysBvec};
+    ///
+    /// /// Adds a list of pages.
+    /// ///
+    /// /// # Safety
+    /// ///
+    /// /// They are RAM, and stay allocated until `space` has been dropped.
+    /// unsafe fn add<B: Backend>(
+    ///     space: &mut IovaSpace<B, Linking>,
+    ///     pages: &[PhysBvec],
+    /// ) -> Result {
+    ///     // SAFETY: By the safety requirements of this function.
+    ///     unsafe { space.link_all(pages.iter().copied(), Memory::Ram) }
+    /// }
+    /// ```
+    #[inline]
+    pub unsafe fn link_all(
+        &mut self,
+        pieces: impl Iterator<Item = PhysBvec>,
+        memory: Memory,
+    ) -> Result {
+        let mut room = [MaybeUninit::uninit(); BATCH];
+        let mut batch = Batch::new(&mut room);
+
+        self.check_kind(memory)?;
+        for piece in pieces {
+            self.check_place(self.linked + batch.bytes, piece)?;
+            if !batch.push(piece) {
+                // SAFETY: The places of all that is in the batch have been checked; the rest our
+                // own safety requirements say.
+                unsafe { self.link_batch(&batch, memory) }?;
+                batch.clear();
+                batch.push(piece);
+            }
+        }
+        // SAFETY: As above.
+        unsafe { self.link_batch(&batch, memory) }
+    }
+
+    /// Links what is in `batch`.
+    ///
+    /// # Safety
+    ///
+    /// As for [`Self::link_all`]; and each piece has been found to fit its place, and its kind what
+    /// is linked already.
+    #[inline]
+    unsafe fn link_batch(&mut self, batch: &Batch<'_>, memory: Memory) -> Result {
+        let mut linked = self.linked;
+
+        // SAFETY: By the type invariants the range is allocated and linked up to `self.linked`;
+        // the rest the safety requirements say.
+        let result = unsafe {
+            self.backend.link_vec(
+                &mut self.iova,
+                batch.pieces(),
+                &mut linked,
+                self.dir,
+                memory,
+            )
+        };
+        if linked > self.linked {
+            // INVARIANT: So many bytes are linked, and there was room for them.
+            self.linked = linked;
+            self.set_kind(memory);
+        }
+        result
+    }
+
+    /// Whether memory of this kind may be linked behind what is linked already.
+    ///
+    /// Kinds are undone differently: RAM and a provider's memory where caches have to be looked
+    /// after, and what may be bounced and what may not everywhere.
+    #[inline]
+    fn check_kind(&self, memory: Memory) -> Result {
+        if self.linked > 0 && memory != self.memory {
+            let in_place = [memory, self.memory].contains(&Memory::RamInPlace);
+            if in_place || !self.backend.coherent() {
+                return Err(EOPNOTSUPP);
+            }
+        }
+        Ok(())
+    }
+
+    /// Remembers that memory of this kind was linked, which was found to be allowed.
+    #[inline]
+    fn set_kind(&mut self, memory: Memory) {
+        // INVARIANT: If it is another kind than what was linked before, the device is coherent.
         if memory != Memory::Mmio {
             self.memory = memory;
+        }
+    }
+
+    /// Whether `piece` may be linked when `at` bytes are linked.
+    #[inline]
+    fn check_place(&self, at: usize, piece: PhysBvec) -> Result {
+        // The range starts where the first piece does in its granule, so a place in it tells where
+        // the piece in front ends in its own.
+        let place = self.iova.addr().wrapping_add(at as DmaAddress) & self.state.granule();
+        // CAST: The granule has 32 bits.
+        let offset = piece.phys() as DmaAddress & self.state.granule();
+
+        if piece.len() as usize > self.iova.size() - at || offset != place || at > 0 && place != 0 {
+            return Err(EINVAL);
         }
         Ok(())
     }

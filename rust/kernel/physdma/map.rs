@@ -54,6 +54,7 @@ use super::{
         Path,
         Segment, //
     },
+    trace,
     BvecKind,
     Miss,
     PhysBvec,
@@ -71,6 +72,7 @@ use crate::{
         ArcBorrow, //
     }, //
 };
+use core::iter;
 
 impl<'a, B: Backend> Client<'a, B> {
     /// Maps the memory that `source` describes, and returns the segments to tell the device.
@@ -121,6 +123,13 @@ impl<'a, B: Backend> Client<'a, B> {
             range: 0,
         };
         segments.map_all().map_err(failures::count)?;
+        trace::map(
+            self.backend.bound_device(),
+            segments.slot,
+            || segments.source.bytes(),
+            dir,
+            segments.path,
+        );
         Ok(segments)
     }
 }
@@ -305,16 +314,17 @@ impl<'c, S: Source, B: Backend> Segments<'_, 'c, S, B> {
     /// Maps all that can be mapped at once.
     #[inline]
     fn map_all(&mut self) -> Result {
-        let bytes = self.source.bytes();
+        let only = self.source.only();
+        let bytes = only.map_or_else(|| self.source.bytes(), |only| only.len() as usize);
         if bytes > self.client.max_bytes || self.dir == DataDirection::None {
             return Err(EINVAL);
         }
         // Known when it is compiled, nothing else is compiled for the source.
         if S::UNIFORM || self.source.is_uniform() || S::MISS == Miss::Ram && !registry::any() {
-            return self.map_uniform(bytes);
+            return self.map_uniform(only, bytes);
         }
         // The usual case.
-        if let Some(only) = self.source.only() {
+        if let Some(only) = only {
             let miss = self.source.miss();
             let (run, len) = Self::find_run(self.client, self.slot, only, miss)?;
             if len == only.len() {
@@ -327,8 +337,7 @@ impl<'c, S: Source, B: Backend> Segments<'_, 'c, S, B> {
 
     /// Maps memory that is all of the kind of its first piece.
     #[inline]
-    fn map_uniform(&mut self, bytes: usize) -> Result {
-        let only = self.source.only();
+    fn map_uniform(&mut self, only: Option<PhysBvec>, bytes: usize) -> Result {
         let first = only.or_else(|| self.source.next()).ok_or(EINVAL)?;
         if (S::UNIFORM || self.source.is_uniform()) && Self::may_be_owned(first) {
             let (run, len) = Self::find_run(self.client, self.slot, first, Miss::Ram)?;
@@ -429,12 +438,14 @@ impl<'c, S: Source, B: Backend> Segments<'_, 'c, S, B> {
         first: PhysBvec,
     ) -> Result<IovaSpace<B, Synced>> {
         let memory = self.run.memory();
-        let mut piece = Some(first);
-        while let Some(next) = piece {
-            // SAFETY: As in `map_single`.
-            unsafe { space.link(next, memory) }?;
-            piece = self.source.next();
-        }
+        let mut next = Some(first);
+        let pieces = iter::from_fn(|| {
+            let piece = next?;
+            next = self.source.next();
+            Some(piece)
+        });
+        // SAFETY: As in `map_single`.
+        unsafe { space.link_all(pieces, memory) }?;
         space.sync()
     }
 

@@ -15,7 +15,8 @@ use super::{
     iova::{
         IovaSpace,
         Synced, //
-    }, //
+    },
+    trace, //
 };
 use crate::{
     dma::{
@@ -158,6 +159,7 @@ impl<'c, B: Backend> Mapping<'c, B> {
     }
 
     fn undo(&mut self) {
+        trace::unmap(self);
         match &self.state {
             State::Idle | State::Noted => (),
             // Dropped below.

@@ -57,6 +57,7 @@ use crate::{
         Arc, //
     }, //
 };
+use core::iter;
 
 /// RAM that belongs to whoever has a value of this type, until it is dropped.
 ///
@@ -376,10 +377,9 @@ impl<'c, B: Backend + Send + 'c> Client<'_, B> {
         let is_odd = wide(first.phys() | first.end()) & boundary != 0;
         if (count > 1 || is_odd) && boundary != 0 && source.gaps() & boundary == 0 {
             if let Some(mut space) = IovaSpace::try_alloc(backend, first.phys(), bytes, dir) {
-                while let Some(piece) = source.next() {
-                    // SAFETY: It is RAM, which stays until this is unmapped.
-                    unsafe { space.link(piece, memory) }.inspect_err(|e| self.refused(*e))?;
-                }
+                let pieces = iter::from_fn(|| source.next());
+                // SAFETY: It is RAM, which stays until this is unmapped.
+                unsafe { space.link_all(pieces, memory) }.inspect_err(|e| self.refused(*e))?;
                 let space = space.sync()?;
                 let layout = Layout::linear(space.addr(), Origin::Mapped, Path::Iova);
                 return Ok((KBox::new(space, GFP_KERNEL)?, layout));

@@ -161,7 +161,7 @@ impl Buffer {
 impl Notified for Buffer {
     fn unreferenced(&self) {
         // It has never been in a queue.
-        let _ = workqueue::system_unbound().enqueue(self.reaper.clone());
+        let _ = workqueue::system_long().enqueue(self.reaper.clone());
     }
 }
 

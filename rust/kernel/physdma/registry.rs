@@ -25,6 +25,7 @@ use super::{
         Route,
         Topology, //
     },
+    trace,
     PhysBvec, //
 };
 use crate::{
@@ -394,6 +395,7 @@ fn enter(range: BarRange, has_pages: bool) -> Result<Arc<Inner>> {
     drop(members);
 
     physdma_providers.inc();
+    trace::register(&inner.range, inner.has_pages);
     Ok(inner)
 }
 
@@ -472,6 +474,7 @@ pub(super) fn revoke(inner: &Arc<Inner>) {
         return;
     };
 
+    trace::revoke(&inner.range, inner.has_pages);
     let clients = kill(inner);
     inner.tell_holders();
 
@@ -517,6 +520,7 @@ pub(super) fn revoke(inner: &Arc<Inner>) {
     for id in 0..clients {
         drop(inner.detach(id));
     }
+    trace::revoked(&inner.range, inner.has_pages);
 }
 
 /// A device that has routes to all providers.

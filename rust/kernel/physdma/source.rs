@@ -590,14 +590,7 @@ impl Source for ReqBvecs<'_> {
 
     #[inline]
     fn only(&self) -> Option<PhysBvec> {
-        if self.request.nr_phys_segments() != 1 {
-            return None;
-        }
-        let (phys, len) = self.request.bvecs().next()?;
-        // The block layer may count two bios that are neighbours as one.
-        if len != self.request.bytes() {
-            return None;
-        }
+        let (phys, len) = self.request.only_bvec()?;
         of_request(phys, len)
     }
 }

@@ -224,4 +224,86 @@ mod tests {
         assert!(recorder.clean());
         Ok(())
     }
+
+    /// So many pages of which no two are neighbours.
+    fn pages(count: u64) -> impl Iterator<Item = PhysBvec> {
+        (0..count).filter_map(|number| PhysBvec::new(0x1000 + 0x2000 * number, 0x1000))
+    }
+
+    #[test]
+    fn many_at_once() -> Result {
+        let recorder = Recorder::new();
+        let mut space = alloc(&recorder, 0x1000, 70 * 0x1000)?;
+        // SAFETY: As above.
+        unsafe { space.link_all(pages(70), Memory::Ram) }?;
+        assert_eq!(recorder.batches()[..], [32, 32, 6]);
+        assert_eq!(space.sync()?.len(), 70 * 0x1000);
+        for number in 0..70 {
+            let link = Call::Link {
+                phys: 0x1000 + 0x2000 * number,
+                offset: number as usize * 0x1000,
+                len: 0x1000,
+            };
+            assert_eq!(recorder.count(|call| *call == link), 1);
+        }
+        assert!(recorder.clean());
+        Ok(())
+    }
+
+    #[test]
+    fn none_at_once() -> Result {
+        let recorder = Recorder::new();
+        let mut space = alloc(&recorder, 0x1000, 0x1000)?;
+        // SAFETY: As above.
+        unsafe { space.link_all(pages(0), Memory::Ram) }?;
+        assert_eq!(space.sync().err(), Some(EINVAL));
+        assert!(recorder.clean());
+        Ok(())
+    }
+
+    #[test]
+    fn linking_many_fails() -> Result {
+        // In the first batch, between two, in the second.
+        for good in [0, 31, 32, 40] {
+            let recorder = Recorder::new();
+            recorder.fail_after(good);
+            let mut space = alloc(&recorder, 0x1000, 70 * 0x1000)?;
+            // SAFETY: As above.
+            let failed = unsafe { space.link_all(pages(70), Memory::Ram) };
+            assert_eq!(failed, Err(FAULT));
+            drop(space);
+            let linked = good * 0x1000;
+            assert_eq!(recorder.count(|call| *call == Call::Destroy { linked }), 1);
+            assert!(recorder.clean());
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn many_that_do_not_fit() -> Result {
+        // An odd end that is not the last; an odd start that is not the first.
+        for odd in [piece(0x1000, 0x800)?, piece(0x1800, 0x800)?] {
+            let recorder = Recorder::new();
+            let mut space = alloc(&recorder, 0x1000, 0x4000)?;
+            let list = [piece(0x8000, 0x1000)?, odd, piece(0xa000, 0x1000)?];
+            // SAFETY: As above.
+            let failed = unsafe { space.link_all(list.into_iter(), Memory::Ram) };
+            assert_eq!(failed, Err(EINVAL));
+            drop(space);
+            assert_eq!(recorder.count(|call| matches!(call, Call::Link { .. })), 0);
+            assert!(recorder.clean());
+        }
+
+        // One more than there is room for, when others have been linked.
+        let recorder = Recorder::new();
+        let mut space = alloc(&recorder, 0x1000, 33 * 0x1000)?;
+        // SAFETY: As above.
+        let failed = unsafe { space.link_all(pages(34), Memory::Ram) };
+        assert_eq!(failed, Err(EINVAL));
+        drop(space);
+        let linked = 32 * 0x1000;
+        assert_eq!(recorder.count(|call| *call == Call::Destroy { linked }), 1);
+        assert!(recorder.clean());
+        Ok(())
+    }
 }

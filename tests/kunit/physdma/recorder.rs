@@ -25,6 +25,7 @@ use kernel::{
         Mapping,
         Memory,
         Path,
+        PhysVec,
         Refused,
         Route,
         Segment,
@@ -187,6 +188,8 @@ pub(crate) struct Recorder {
     pub(crate) gate: RefCell<Option<Arc<Gate>>>,
     /// From which mapping on the answer to "need unmap?" is yes.
     pub(crate) need_unmap_from: Cell<usize>,
+    /// How many pieces each batch had that was linked at once.
+    batches: RefCell<KVec<usize>>,
 }
 
 // SAFETY: What is undone later than a test asks for is undone by one other thread, and the test
@@ -213,6 +216,7 @@ impl Recorder {
             topology: RefCell::new(None),
             gate: RefCell::new(None),
             need_unmap_from: Cell::new(0),
+            batches: RefCell::new(KVec::new()),
         }
     }
 
@@ -290,6 +294,11 @@ impl Recorder {
         self.memories.borrow()
     }
 
+    /// How many pieces were linked at once, each time.
+    pub(crate) fn batches(&self) -> core::cell::Ref<'_, KVec<usize>> {
+        self.batches.borrow()
+    }
+
     fn kinds(&self, memory: Memory) -> Result {
         self.memories.borrow_mut().push(memory, GFP_KERNEL)?;
         Ok(())
@@ -357,6 +366,23 @@ impl Backend for &Recorder {
         }
         self.linked.set(Some(offset + len));
         self.ram.set(self.ram.get() || memory != Memory::Mmio);
+        Ok(())
+    }
+
+    unsafe fn link_vec(
+        self,
+        iova: &mut Iova,
+        pieces: &[PhysVec],
+        linked: &mut usize,
+        dir: DataDirection,
+        memory: Memory,
+    ) -> Result {
+        self.batches.borrow_mut().push(pieces.len(), GFP_KERNEL)?;
+        for piece in pieces {
+            // SAFETY: Nothing is done with memory.
+            unsafe { self.link(iova, piece.phys(), *linked, piece.len(), dir, memory) }?;
+            *linked += piece.len();
+        }
         Ok(())
     }
 
