@@ -22,14 +22,10 @@ DOCTESTS = "rust_doctests_kernel"
 OUR_DOCTESTS = re.compile(r"_(physdma|block_mq|block_bio|pci)_")
 
 
-# Suites of the kernel's own that patches/ add cases to.
-OTHERS = ["iommu_pt_kunit_test"]
-
-
 def suites(kernel: Path) -> list[str]:
     """The names of the modules that hold suites."""
-    return sorted(path.stem for path in modules(kernel) if path.stem in OTHERS or
-                  "physdma" in path.relative_to(kernel).parts and path.stem.endswith("_kunit"))
+    return sorted(path.stem for path in modules(kernel)
+                  if "physdma" in path.relative_to(kernel).parts and path.stem.endswith("_kunit"))
 
 
 def machine() -> Machine:
