@@ -594,29 +594,32 @@ free:
 static unsigned int bytes_of(const char *disk)
 {
 	struct file *file = bdev_file_open_by_path(disk, BLK_OPEN_READ, NULL, NULL);
-	unsigned int bytes;
+	struct request_queue *q;
+	unsigned int bytes = 0;
 
-	if (IS_ERR(file)) {
-		pr_err("%s cannot be opened\n", disk);
+	if (IS_ERR(file))
 		return 0;
-	}
-	bytes = bdev_get_queue(file_bdev(file))->tag_set->cmd_size;
+	q = bdev_get_queue(file_bdev(file));
+	if (queue_is_mq(q))
+		bytes = q->tag_set->cmd_size;
 	bdev_fput(file);
 	return bytes;
 }
 
 static int say_sizes(void)
 {
+	unsigned int ours = bytes_of("/dev/rnvme0n1"), theirs = bytes_of("/dev/nvme0n1");
 	struct bench *b;
 
+	if (!ours || !theirs)
+		return -ENODEV;
 	pr_info("bytes|a piece of memory|%zu|%zu\n", sizeof(struct physdma_bvec),
 		sizeof(struct bio_vec));
-	/* What of struct bench is said to be as in struct nvme_iod. */
+	/* As in struct nvme_iod, whose flags are a byte. */
 	pr_info("bytes|mapping state of a request|%zu|%zu\n", bench_layer_state(),
-		sizeof(b->state) + sizeof(b->pieces) + sizeof(b->nr_pieces) + sizeof(b->map) +
-		sizeof(b->single) + sizeof(b->total));
-	pr_info("bytes|all that a driver has for it|%u|%u\n", bytes_of("/dev/rnvme0n1"),
-		bytes_of("/dev/nvme0n1"));
+		sizeof(b->state) + sizeof(b->pieces) + sizeof(b->nr_pieces) + sizeof(u8) +
+		sizeof(b->total));
+	pr_info("bytes|all that a driver has for it|%u|%u\n", ours, theirs);
 	return 0;
 }
 

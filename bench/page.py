@@ -91,9 +91,10 @@ def table(rows, missed):
     for row in rows:
         cells = [row["name"], row["config"], row["physdma"], row["peer"], row["ratio"],
                  row.get("goal"), row.get("spread"), row["unit"]]
-        lines.append(f"<tr{' class=missed' if missed(row) else ''}>" + "".join(
-            f"<td>{'' if cell is None else html.escape(f'{cell:,}' if isinstance(cell, (int, float)) else cell)}</td>"
-            for cell in cells) + "</tr>")
+        words = ["" if cell is None else cell if isinstance(cell, str) else f"{cell:,}"
+                 for cell in cells]
+        lines.append(f"<tr{' class=missed' if missed(row) else ''}>" +
+                     "".join(f"<td>{html.escape(word)}</td>" for word in words) + "</tr>")
     return "<table>" + "\n".join(lines) + "</table>"
 
 
@@ -112,8 +113,8 @@ def write(rows, path, missed):
 <html lang="en"><head><meta charset="utf-8"><title>physdma: measured beside the C stack</title>
 <style>{STYLE}</style></head><body>
 <h1>physdma, measured beside the C stack</h1>
-<p>{date.today()}: {len(rows)} rows, of which {count} miss their goal; those are coloured. Both sides are
-of one kernel, in QEMU's emulation of one machine: ratios mean something, times do not. Made by
-<code>make bench</code>.</p>
+<p>{date.today()}: {len(rows)} rows, of which {count} miss their goal; those are coloured. Both
+sides are of one kernel, in QEMU's emulation of one machine: ratios mean something, times do not.
+Made by <code>make bench</code>.</p>
 {"".join(parts)}</body></html>
 """)

@@ -34,12 +34,16 @@ def requests(found):
     with Vm(machine, "bench/sizes", limit=120) as vm:
         for driver, ssd in zip(("rnvme", "nvme"), machine.devices[1:]):
             vm.sh(f"echo {driver} > /sys/bus/pci/devices/{machine.address(ssd)}/driver_override")
+        for driver in "rnvme", "nvme":
             vm.load(driver)
         vm.sh("for try in $(seq 100); do [ -b /dev/rnvme0n1 ] && [ -b /dev/nvme0n1 ] && exit; "
               "sleep 0.1; done; exit 1")
         vm.load("physdma_bench", "sizes=1")
-        for what, ours, theirs in re.findall(r"physdma_bench: bytes\|([^|]+)\|(\d+)\|(\d+)",
-                                             vm.log()):
+        vm.wait_for("physdma_bench: (done|failed)")
+        said = re.findall(r"physdma_bench: bytes\|([^|]+)\|(\d+)\|(\d+)", vm.log())
+        if len(said) != 3:
+            sys.exit(f"bench: sizes are missing, see {vm.console}")
+        for what, ours, theirs in said:
             goal = MOST_STATE if what == "mapping state of a request" else None
             show(found, "bytes", what, "", int(ours), int(theirs), "C", "bytes", goal)
 
@@ -64,7 +68,7 @@ def bars(found):
             show(found, "bytes", "memory to lend a BAR", config, objects + pages,
                  theirs[0] + theirs[1], "with pages", "bytes")
             show(found, "bytes", "time to lend a BAR", config, round(seconds * 1000),
-                 round(theirs[2] * 1000), "with pages", "ms")
+                 round(theirs[2] * 1000), "with pages", "ms, to 10")
 
 
 def rows():

@@ -10,7 +10,6 @@
 
 EXPORT_TRACEPOINT_SYMBOL_GPL(physdma_map);
 EXPORT_TRACEPOINT_SYMBOL_GPL(physdma_unmap);
-EXPORT_TRACEPOINT_SYMBOL_GPL(physdma_refuse);
 
 EXPORT_SYMBOL_GPL(rust_do_trace_physdma_map);
 EXPORT_SYMBOL_GPL(rust_do_trace_physdma_unmap);

@@ -112,7 +112,7 @@ def peer_to_peer(t, s):
         t.vm.sh(f"while echo copy {s.disks[0]} {s.disks[1]} {MB} {s.first:#x}:{MB} 65536 1 | "
                 f"dd of={IO} bs=4k status=none; do :; done > /dev/null 2>&1 & echo $! > /tmp/pid")
         _, listed = s.ask("top -n 1 -d 1")
-        t.vm.sh("kill $(cat /tmp/pid)")
+        t.vm.sh("kill $(cat /tmp/pid); while pgrep -x dd > /dev/null; do sleep 0.1; done")
         busy = {row["client"]: row["maps_per_s"] for row in listed}
         assert set(busy) == set(s.clients) and min(busy.values()) > 10, listed
         print(f"note    {t.suite}: physdmactl top saw {busy} requests a second")

@@ -13,6 +13,16 @@
 #include <linux/dma-direction.h>
 #include <linux/tracepoint.h>
 
+TRACE_DEFINE_ENUM(DMA_BIDIRECTIONAL);
+TRACE_DEFINE_ENUM(DMA_TO_DEVICE);
+TRACE_DEFINE_ENUM(DMA_FROM_DEVICE);
+
+#define show_physdma_dir(dir)						\
+	__print_symbolic(dir,						\
+			 { DMA_BIDIRECTIONAL, "both" },			\
+			 { DMA_TO_DEVICE, "to" },			\
+			 { DMA_FROM_DEVICE, "from" })
+
 /* As code() in rust/kernel/physdma/trace.rs */
 #define show_physdma_path(path)						\
 	__print_symbolic(path,						\
@@ -42,8 +52,7 @@ TRACE_EVENT(physdma_map,
 	),
 	TP_printk("client=%s mapping=%p bytes=%llu dir=%s path=%s",
 		  __get_str(client), __entry->mapping, __entry->bytes,
-		  __entry->dir == DMA_TO_DEVICE ? "to" :
-		  __entry->dir == DMA_FROM_DEVICE ? "from" : "both",
+		  show_physdma_dir(__entry->dir),
 		  show_physdma_path(__entry->path))
 );
 

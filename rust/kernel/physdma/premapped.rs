@@ -160,7 +160,8 @@ impl Buffer {
 
 impl Notified for Buffer {
     fn unreferenced(&self) {
-        // It has never been in a queue.
+        // It has never been in a queue. A queue whose work may take long: page tables are undone,
+        // pages unpinned.
         let _ = workqueue::system_long().enqueue(self.reaper.clone());
     }
 }

@@ -454,8 +454,9 @@ fn wait_for(inner: &Inner, attached: &Attached, who: &CStr) {
     }
 }
 
-/// The same for bios, which do not say what disk they are on their way to: their devices are among
-/// those that have the memory mapped, of which there are at most `clients`.
+/// The same for bios, which do not say what disk they are on their way to: where their drivers keep
+/// a mapping, as Rust drivers do, the devices are among those that have the memory mapped, of which
+/// there are at most `clients`.
 fn wait_for_bios(inner: &Inner, clients: usize) {
     while !inner.bios.wait_timeout(msecs_to_jiffies(PATIENCE_MS)) {
         warn_waiting(inner, c"a bio");

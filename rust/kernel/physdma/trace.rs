@@ -154,6 +154,21 @@ pub(super) fn unmap<M>(mapping: &M) {
 /// A request was refused, for there is no route from `client` to `memory`.
 #[cold]
 pub(super) fn refuse(client: Option<&Device>, memory: &BarRange, refused: Refused) {
+    #[cfg(CONFIG_TRACEPOINTS)]
+    // SAFETY: It is the static key of a tracepoint.
+    let wanted = unsafe {
+        static_branch_unlikely!(
+            bindings::__tracepoint_physdma_refuse,
+            bindings::tracepoint,
+            key
+        )
+    };
+    #[cfg(not(CONFIG_TRACEPOINTS))]
+    let wanted = false;
+
+    if !wanted {
+        return;
+    }
     let mut reason = [0u8; REASON];
 
     if let Some(mut f) = NullTerminatedFormatter::new(&mut reason) {
