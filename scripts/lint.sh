@@ -87,7 +87,9 @@ for file in patches/*.patch; do
 	clean "checkpatch $file" "$file" -- checkpatch "$file"
 done
 for file in "${c[@]}"; do
-	clean "checkpatch $file" "$file" -- checkpatch -f "$file"
+	# Tracepoints are written like no other code.
+	case $file in include/trace/*) as=--ignore=OPEN_ENDED_LINE,PARENTHESIS_ALIGNMENT;; *) as=; esac
+	clean "checkpatch $file" "$file" -- checkpatch ${as:+"$as"} -f "$file"
 done
 clean shellcheck "${shell[@]}" -- shellcheck "${shell[@]}"
 clean python "${python[@]}" -- python3 -c \

@@ -10,6 +10,3 @@
 
 EXPORT_TRACEPOINT_SYMBOL_GPL(physdma_map);
 EXPORT_TRACEPOINT_SYMBOL_GPL(physdma_unmap);
-
-EXPORT_SYMBOL_GPL(rust_do_trace_physdma_map);
-EXPORT_SYMBOL_GPL(rust_do_trace_physdma_unmap);

@@ -7,7 +7,6 @@
 //! C header: [`include/trace/events/physdma.h`](srctree/include/trace/events/physdma.h)
 
 use super::{
-    bvec::wide,
     route::{
         BarRange,
         Refused, //
@@ -17,80 +16,27 @@ use super::{
 #[cfg(CONFIG_TRACEPOINTS)]
 use crate::jump_label::static_branch_unlikely;
 use crate::{
-    bindings,
     device::{
         Bound,
         Device, //
     },
     dma::DataDirection,
-    fmt::Write,
-    prelude::*,
-    str::NullTerminatedFormatter,
-    tracepoint::declare_trace, //
+    prelude::*, //
 };
 use core::ptr;
 
-/// Room for the reason why there is no route.
-const REASON: usize = 192;
-
-declare_trace! {
-    /// # Safety
-    ///
-    /// `dev` is a device.
-    unsafe fn physdma_map(
-        dev: *mut bindings::device,
-        mapping: *mut c_void,
-        bytes: u64,
-        dir: u32,
-        path: u32,
-    );
-
-    /// # Safety
-    ///
-    /// None.
-    unsafe fn physdma_unmap(mapping: *mut c_void);
-
-    /// # Safety
-    ///
-    /// `client` is a device or null, `provider` is a device, `reason` a string.
-    unsafe fn physdma_refuse(
-        client: *mut bindings::device,
-        provider: *mut bindings::device,
-        reason: *const c_char,
-    );
-
-    /// # Safety
-    ///
-    /// `dev` is a device.
-    unsafe fn physdma_register(
-        dev: *mut bindings::device,
-        bar: u32,
-        first: u64,
-        last: u64,
-        pages: bool,
-    );
-
-    /// # Safety
-    ///
-    /// `dev` is a device.
-    unsafe fn physdma_revoke(
-        dev: *mut bindings::device,
-        bar: u32,
-        first: u64,
-        last: u64,
-        pages: bool,
-    );
-
-    /// # Safety
-    ///
-    /// `dev` is a device.
-    unsafe fn physdma_revoked(
-        dev: *mut bindings::device,
-        bar: u32,
-        first: u64,
-        last: u64,
-        pages: bool,
-    );
+/// Whether somebody looks at a tracepoint.
+macro_rules! is_watched {
+    ($key:ident) => {{
+        #[cfg(CONFIG_TRACEPOINTS)]
+        // SAFETY: It is the static key of a tracepoint.
+        let is_watched = unsafe {
+            static_branch_unlikely!($crate::bindings::$key, $crate::bindings::tracepoint, key)
+        };
+        #[cfg(not(CONFIG_TRACEPOINTS))]
+        let is_watched = false;
+        is_watched
+    }};
 }
 
 /// The memory of a request was mapped: all `bytes` of it. `mapping` is where that is kept.
@@ -102,119 +48,158 @@ pub(super) fn map<M>(
     dir: DataDirection,
     path: Path,
 ) {
-    #[cfg(CONFIG_TRACEPOINTS)]
-    // SAFETY: It is the static key of a tracepoint.
-    let wanted = unsafe {
-        static_branch_unlikely!(
-            bindings::__tracepoint_physdma_map,
-            bindings::tracepoint,
-            key
-        )
-    };
-    #[cfg(not(CONFIG_TRACEPOINTS))]
-    let wanted = false;
-
-    if wanted {
-        let client = client.map_or(ptr::null_mut(), |dev| dev.as_raw());
-        if !client.is_null() {
-            // SAFETY: It is a device.
-            unsafe {
-                physdma_map(
-                    client,
-                    ptr::from_ref(mapping).cast_mut().cast(),
-                    bytes() as u64,
-                    // CAST: One of four.
-                    dir as u32,
-                    code(path),
-                )
-            }
+    if is_watched!(__tracepoint_physdma_map) {
+        if let Some(client) = client {
+            tell::map(client, ptr::from_ref(mapping).cast(), bytes(), dir, path);
         }
-    }
-}
-
-/// As `show_physdma_path()` of the header has it.
-fn code(path: Path) -> u32 {
-    match path {
-        Path::Single => 0,
-        Path::Iova => 1,
-        Path::Direct => 2,
-        Path::Bus => 3,
-        Path::Internal => 4,
-        Path::Mixed => 5,
     }
 }
 
 /// What is kept in `mapping` will be undone.
 #[inline(always)]
 pub(super) fn unmap<M>(mapping: &M) {
-    // SAFETY: It is an address only.
-    unsafe { physdma_unmap(ptr::from_ref(mapping).cast_mut().cast()) };
+    if is_watched!(__tracepoint_physdma_unmap) {
+        tell::unmap(ptr::from_ref(mapping).cast());
+    }
 }
 
 /// A request was refused, for there is no route from `client` to `memory`.
 #[cold]
 pub(super) fn refuse(client: Option<&Device>, memory: &BarRange, refused: Refused) {
-    #[cfg(CONFIG_TRACEPOINTS)]
-    // SAFETY: It is the static key of a tracepoint.
-    let wanted = unsafe {
-        static_branch_unlikely!(
-            bindings::__tracepoint_physdma_refuse,
-            bindings::tracepoint,
-            key
-        )
-    };
-    #[cfg(not(CONFIG_TRACEPOINTS))]
-    let wanted = false;
-
-    if !wanted {
-        return;
+    if is_watched!(__tracepoint_physdma_refuse) {
+        tell::refuse(client, memory, refused);
     }
-    let mut reason = [0u8; REASON];
-
-    if let Some(mut f) = NullTerminatedFormatter::new(&mut reason) {
-        // What does not fit is cut off.
-        let _ = f.write_fmt(fmt!("{refused}"));
-    }
-    let provider: &Device = memory.dev.as_ref();
-    // SAFETY: Both are devices, or one is null; a zero is behind the text.
-    unsafe {
-        physdma_refuse(
-            client.map_or(ptr::null_mut(), Device::as_raw),
-            provider.as_raw(),
-            reason.as_ptr().cast(),
-        )
-    };
-}
-
-/// A tracepoint of a range.
-type Event = unsafe fn(*mut bindings::device, u32, u64, u64, bool);
-
-fn range(event: Event, range: &BarRange, pages: bool) {
-    let dev: &Device = range.dev.as_ref();
-
-    // SAFETY: It is a device.
-    unsafe {
-        event(
-            dev.as_raw(),
-            range.bar().into(),
-            wide(range.first),
-            wide(range.last),
-            pages,
-        )
-    };
 }
 
 /// `memory` is open to other devices.
 pub(super) fn register(memory: &BarRange, pages: bool) {
-    range(physdma_register, memory, pages);
+    if is_watched!(__tracepoint_physdma_register) {
+        tell::register(memory, pages);
+    }
 }
 
 /// `memory` will be taken from all.
 pub(super) fn revoke(memory: &BarRange, pages: bool) {
-    range(physdma_revoke, memory, pages);
+    if is_watched!(__tracepoint_physdma_revoke) {
+        tell::revoke(memory, pages);
+    }
 }
 
 /// Nobody has `memory` any more.
 pub(super) fn revoked(memory: &BarRange, pages: bool) {
-    range(physdma_revoked, memory, pages);
+    if is_watched!(__tracepoint_physdma_revoked) {
+        tell::revoked(memory, pages);
+    }
+}
+
+/// The tracepoints. None of this is generic, so that modules call it here.
+#[cfg(CONFIG_TRACEPOINTS)]
+mod tell {
+    use super::super::bvec::wide;
+    use super::*;
+    use crate::{
+        bindings,
+        fmt::Write,
+        str::NullTerminatedFormatter, //
+    };
+
+    /// Room for the reason why there is no route.
+    const REASON: usize = 192;
+
+    #[cold]
+    pub(super) fn map(
+        client: &Device,
+        mapping: *const c_void,
+        bytes: usize,
+        dir: DataDirection,
+        path: Path,
+    ) {
+        // As `show_physdma_path()` of the header has it.
+        let path = match path {
+            Path::Single => 0,
+            Path::Iova => 1,
+            Path::Direct => 2,
+            Path::Bus => 3,
+            Path::Internal => 4,
+            Path::Mixed => 5,
+        };
+        // SAFETY: It is a device; the rest are numbers. CAST: One of four.
+        unsafe {
+            bindings::rust_do_trace_physdma_map(
+                client.as_raw(),
+                mapping.cast_mut(),
+                bytes as u64,
+                dir as u32,
+                path,
+            )
+        };
+    }
+
+    #[cold]
+    pub(super) fn unmap(mapping: *const c_void) {
+        // SAFETY: It is a number.
+        unsafe { bindings::rust_do_trace_physdma_unmap(mapping.cast_mut()) };
+    }
+
+    #[cold]
+    pub(super) fn refuse(client: Option<&Device>, memory: &BarRange, refused: Refused) {
+        let mut reason = [0u8; REASON];
+
+        if let Some(mut f) = NullTerminatedFormatter::new(&mut reason) {
+            // What does not fit is cut off.
+            let _ = f.write_fmt(fmt!("{refused}"));
+        }
+        let provider: &Device = memory.dev.as_ref();
+        // SAFETY: Both are devices, or one is null; a zero is behind the text.
+        unsafe {
+            bindings::rust_do_trace_physdma_refuse(
+                client.map_or(ptr::null_mut(), Device::as_raw),
+                provider.as_raw(),
+                reason.as_ptr().cast(),
+            )
+        };
+    }
+
+    /// A tracepoint of a range.
+    type Event = unsafe extern "C" fn(*mut bindings::device, u32, u64, u64, bool);
+
+    fn range(event: Event, memory: &BarRange, pages: bool) {
+        let dev: &Device = memory.dev.as_ref();
+
+        // SAFETY: It is a device; the rest are numbers.
+        unsafe {
+            event(
+                dev.as_raw(),
+                memory.bar().into(),
+                wide(memory.first),
+                wide(memory.last),
+                pages,
+            )
+        };
+    }
+
+    pub(super) fn register(memory: &BarRange, pages: bool) {
+        range(bindings::rust_do_trace_physdma_register, memory, pages);
+    }
+
+    pub(super) fn revoke(memory: &BarRange, pages: bool) {
+        range(bindings::rust_do_trace_physdma_revoke, memory, pages);
+    }
+
+    pub(super) fn revoked(memory: &BarRange, pages: bool) {
+        range(bindings::rust_do_trace_physdma_revoked, memory, pages);
+    }
+}
+
+/// There are none.
+#[cfg(not(CONFIG_TRACEPOINTS))]
+mod tell {
+    use super::*;
+
+    pub(super) fn map(_: &Device, _: *const c_void, _: usize, _: DataDirection, _: Path) {}
+    pub(super) fn unmap(_: *const c_void) {}
+    pub(super) fn refuse(_: Option<&Device>, _: &BarRange, _: Refused) {}
+    pub(super) fn register(_: &BarRange, _: bool) {}
+    pub(super) fn revoke(_: &BarRange, _: bool) {}
+    pub(super) fn revoked(_: &BarRange, _: bool) {}
 }
