@@ -315,18 +315,19 @@ static int encrypt(struct disk *disk, const struct blk_crypto_key *key, struct p
 static void encrypted(struct kunit *test)
 {
 	static const u8 raw[BLK_CRYPTO_MAX_RAW_KEY_SIZE] = { 1 };
-	static struct blk_crypto_profile profile;
+	struct blk_crypto_profile *profile = kunit_kzalloc(test, sizeof(*profile), GFP_KERNEL);
 	struct disk *disk = phys_disk(test);
 	struct page *page = alloc_page(GFP_KERNEL);
 	struct blk_crypto_key key;
 
+	KUNIT_ASSERT_NOT_NULL(test, profile);
 	KUNIT_ASSERT_NOT_NULL(test, page);
 	provide_for_all(test);
-	KUNIT_ASSERT_EQ(test, 0, blk_crypto_profile_init(&profile, 0));
-	profile.key_types_supported = BLK_CRYPTO_KEY_TYPE_RAW;
-	profile.max_dun_bytes_supported = 8;
-	profile.modes_supported[BLK_ENCRYPTION_MODE_AES_256_XTS] = 4096;
-	KUNIT_EXPECT_TRUE(test, blk_crypto_register(&profile, disk->gd->queue));
+	KUNIT_ASSERT_EQ(test, 0, blk_crypto_profile_init(profile, 0));
+	profile->key_types_supported = BLK_CRYPTO_KEY_TYPE_RAW;
+	profile->max_dun_bytes_supported = 8;
+	profile->modes_supported[BLK_ENCRYPTION_MODE_AES_256_XTS] = 4096;
+	KUNIT_EXPECT_TRUE(test, blk_crypto_register(profile, disk->gd->queue));
 	KUNIT_ASSERT_EQ(test, 0,
 			blk_crypto_init_key(&key, raw, 64, BLK_CRYPTO_KEY_TYPE_RAW,
 					    BLK_ENCRYPTION_MODE_AES_256_XTS, 8, 4096,
@@ -337,7 +338,7 @@ static void encrypted(struct kunit *test)
 	KUNIT_EXPECT_EQ(test, -EOPNOTSUPP, encrypt(disk, &key, NULL));
 	KUNIT_EXPECT_EQ(test, 1, disk->requests);
 	disk->gd->queue->crypto_profile = NULL;
-	blk_crypto_profile_destroy(&profile);
+	blk_crypto_profile_destroy(profile);
 	__free_page(page);
 }
 #else
