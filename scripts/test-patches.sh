@@ -58,6 +58,9 @@ touched() { sed -n "s|^+++ [^/]*/\([^	]*\).*|\1|p" "$SERIES/$1"; }
 # objects PATCH: the C objects of the kernel that it changes
 objects() { touched "$1" | sed -n '/^rust\//d; s/\.c$/.o/p'; }
 
+# project WITHOUT: the project's own options, but for those
+project() { grep -E '_(PHYSDMA|RNVME)' "$ROOT/scripts/kernel.config" | grep -vE "$1"; }
+
 targets=(prepare drivers/block/rnull/ samples/rust/)
 reached=
 for patch in "${patches[@]}"; do
@@ -66,8 +69,8 @@ for patch in "${patches[@]}"; do
 		die "patches/$patch does not apply without fuzz" 'make patch-refresh PATCH= mends its context'
 	if [ "$patch" = $HOOK ]; then
 		link_project
-		grep -E '_(PHYSDMA|RNVME)' "$ROOT/scripts/kernel.config" |
-			grep -vE 'KUNIT|BENCH' >> "$FRAGMENT"
+		# rnvme and the tests' bios need patches that come later.
+		project 'KUNIT|BENCH|RNVME|BIOS' >> "$FRAGMENT"
 		logged "$LOGS/config-hook.log" 'configuring with the project' configure
 		targets+=(physdma/)
 	fi
@@ -78,6 +81,9 @@ for patch in "${patches[@]}"; do
 	logged "$LOGS/$patch.log" "$patch" kmake "$OUT" -j"$JOBS" "${targets[@]}" "${objects[@]}"
 	say "$patch: $((SECONDS - start)) s"
 done
+project BENCH >> "$FRAGMENT"
+logged "$LOGS/config-all.log" 'configuring with all of the project' configure
+logged "$LOGS/all.log" 'the whole project' kmake "$OUT" -j"$JOBS" "${targets[@]}"
 
 # It counts the page tables of the whole machine, and wants one with a single processor that does
 # nothing else, such as kunit.py's.
