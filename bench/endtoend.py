@@ -31,7 +31,7 @@ ROWS = sorted((MODES[(kind + depth) % 3], 1 + (kind + 2 * depth) % 3 % 2, KINDS[
 DRIVERS = ["rnvme", "nvme"]
 IO = "/sys/kernel/debug/physdma_bios/io"
 MB = 1 << 20
-COPY_MB = 64
+COPY_MB = 512
 
 # Prints seconds, ticks in which the processors were busy, and what a disk has done.
 SAMPLE = """
@@ -193,7 +193,7 @@ def p2p_rows():
     rows = []
     for name, settings in {"bus address": dict(iommu="off", switch=True, cpu="Skylake-Client-v1"),
                            "host bridge": dict(iommu="strict")}.items():
-        machine = Machine(devices=[*(Ssd(size_mb=128) for _ in range(4)), Ivshmem(size_mb=16)],
+        machine = Machine(devices=[*(Ssd(size_mb=COPY_MB) for _ in range(4)), Ivshmem(size_mb=16)],
                           append=["kunit.autorun=0"], **settings)
         with Vm(machine, f"bench/p2p-{name.split()[0]}", limit=600) as vm:
             for module in "physdma_ivshmem", "physdma_bios":
