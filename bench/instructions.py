@@ -29,7 +29,6 @@ MOST_PREMAPPED = 30
 # With no provider a look-up is a no-op that is patched when there is one.
 MOST_WITHOUT_PROVIDERS = 5
 
-
 # Kernels with the 12 bytes of a bvec, and with the 16 of one that knows its kind.
 KERNEL, KIND = BUILD / "kernel", BUILD / "kernel-kind"
 

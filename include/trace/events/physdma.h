@@ -23,7 +23,7 @@ TRACE_DEFINE_ENUM(DMA_FROM_DEVICE);
 			 { DMA_TO_DEVICE, "to" },			\
 			 { DMA_FROM_DEVICE, "from" })
 
-/* As code() in rust/kernel/physdma/trace.rs */
+/* As tell::map() in rust/kernel/physdma/trace.rs */
 #define show_physdma_path(path)						\
 	__print_symbolic(path,						\
 			 { 0, "single" },				\
