@@ -99,7 +99,7 @@ patch-add: ## FILE=... [PATCH=...]: a file of the kernel that the patch will cha
 patch-refresh: ## [PATCH=...]: takes edits in build/linux into the patch
 	@scripts/patch.sh refresh $(PATCH)
 
-test-patches: packages ## that each kernel patch applies and builds in order; FROM=... goes on there; takes hours
+test-patches: packages tools ## that each kernel patch applies, builds and passes in order; FROM=... goes on there; takes hours
 	@nice scripts/test-patches.sh
 
 clean: ## removes build/; the cache with the kernel's source stays

@@ -3,8 +3,11 @@
 #
 # Applies the patches one by one to a copy of the pristine kernel, without any
 # fuzz, and after each builds what it touches: its objects, the kernel crate,
-# and the Rust drivers of the kernel that use it. Warnings are errors. This
-# project comes in with the hook, so those before it must not need it.
+# and the Rust drivers of the kernel that use it. Warnings are errors.
+#
+# This project comes in with the hook, so those before it must not need it. From
+# there on each builds a whole kernel, which is booted with the suites and doc
+# examples: all but those of what comes with a later patch.
 #
 # Then runs the suite of the kernel's own that one of them adds a case to, by
 # kunit.py.
@@ -28,7 +31,7 @@ from=${FROM:-${patches[0]}}
 
 pristine=${KDIR:-$(cat "$ORIGIN" 2> /dev/null || "$ROOT/scripts/source.sh" | tail -n 1)}
 LINUX=$DIR/linux	# what kmake and link are about from here on
-OUT=$DIR/kernel
+OUT=$DIR/kernel-patched
 mkdir -p "$LOGS"
 
 # The build looks at times: what an earlier run patched has changed now.
@@ -46,7 +49,7 @@ configure() {
 
 # What the project's options are is not known before the hook.
 {
-	grep -vE '_(PHYSDMA|RNVME)|DOCTESTS' "$ROOT/scripts/kernel.config"
+	grep -vE '_(PHYSDMA|RNVME|BLOCK_PHYS)|DOCTESTS' "$ROOT/scripts/kernel.config"
 	printf 'CONFIG_%s\n' WERROR=y BLK_DEV_RUST_NULL=m SAMPLES=y SAMPLES_RUST=y \
 		SAMPLE_RUST_DRIVER_PCI=m SAMPLE_RUST_DMA=m SAMPLE_RUST_MISC_DEVICE=m \
 		SAMPLE_RUST_DRIVER_FAUX=m
@@ -58,8 +61,34 @@ touched() { sed -n "s|^+++ [^/]*/\([^	]*\).*|\1|p" "$SERIES/$1"; }
 # objects PATCH: the C objects of the kernel that it changes
 objects() { touched "$1" | sed -n '/^rust\//d; s/\.c$/.o/p'; }
 
-# project WITHOUT: the project's own options, but for those
-project() { grep -E '_(PHYSDMA|RNVME)' "$ROOT/scripts/kernel.config" | grep -vE "$1"; }
+# with OPTION...: has the kernel that is built from here on have those, by patterns
+with() {
+	local option
+	for option; do
+		grep -E "^CONFIG_$option=" "$ROOT/scripts/kernel.config" >> "$FRAGMENT" ||
+			die "scripts/kernel.config has no $option" 'see who comes with what in test-patches.sh'
+	done
+	logged "$LOGS/config.log" "configuring with $*" configure
+}
+
+# joins PATCH: what of the project comes in with it
+joins() {
+	case $1 in
+	"$HOOK")
+		link_project
+		with 'PHYSDMA(_DEBUGFS|_IVSHMEM|_EDU|_KUNIT_TEST)?' RUST_KERNEL_DOCTESTS
+		targets=(bzImage modules)
+		;;
+	rust-uapi-the-files-of-rnvme.patch) with 'RNVME(_INJECT|_KUNIT_TEST)?' ;;
+	block-keep-the-memory-of-a-bio-without-pages.patch) with BLOCK_PHYS_KUNIT_TEST ;;
+	rust-block-build-and-submit-bios.patch) with PHYSDMA_BIOS PHYSDMA_BENCH ;;
+	esac
+}
+
+# passes PATCH: boots what was built
+passes() {
+	PYTHONPATH=$ROOT/scripts python3 -B -m harness suites "$OUT" "$LOGS/$1.json"
+}
 
 targets=(prepare drivers/block/rnull/ samples/rust/)
 reached=
@@ -67,23 +96,15 @@ for patch in "${patches[@]}"; do
 	# As git am does: no fuzz. The tree is in no repository of its own.
 	GIT_CEILING_DIRECTORIES=$DIR git -C "$LINUX" apply -p1 "$SERIES/$patch" ||
 		die "patches/$patch does not apply without fuzz" 'make patch-refresh PATCH= mends its context'
-	if [ "$patch" = $HOOK ]; then
-		link_project
-		# rnvme and the tests' bios need patches that come later.
-		project 'KUNIT|BENCH|RNVME|BIOS' >> "$FRAGMENT"
-		logged "$LOGS/config-hook.log" 'configuring with the project' configure
-		targets+=(physdma/)
-	fi
+	joins "$patch"
 	[ "$patch" != "$from" ] || reached=1
 	[ "$reached" ] || continue
 	start=$SECONDS
 	mapfile -t objects < <(objects "$patch")
 	logged "$LOGS/$patch.log" "$patch" kmake "$OUT" -j"$JOBS" "${targets[@]}" "${objects[@]}"
+	[ "${targets[0]}" = prepare ] || logged "$LOGS/$patch.suites.log" "the suites at $patch" passes "$patch"
 	say "$patch: $((SECONDS - start)) s"
 done
-project BENCH >> "$FRAGMENT"
-logged "$LOGS/config-all.log" 'configuring with all of the project' configure
-logged "$LOGS/all.log" 'the whole project' kmake "$OUT" -j"$JOBS" "${targets[@]}"
 
 # It counts the page tables of the whole machine, and wants one with a single processor that does
 # nothing else, such as kunit.py's.

@@ -4,6 +4,7 @@
     python3 -m harness test [--debug|--kind]  all tests; ONLY= in the environment: some
     python3 -m harness soak [--debug]    what is done again and again, many times
     python3 -m harness configs           the layer's own tests, without what it can do without
+    python3 -m harness suites KERNEL REPORT  the suites of a kernel that somebody else built
     python3 -m harness run               the demonstrations
     python3 -m harness shell [MODE]      a machine to try things in
 """
@@ -16,6 +17,7 @@ import time
 import traceback
 from concurrent.futures import ThreadPoolExecutor
 from datetime import date
+from pathlib import Path
 
 from . import BUILD, REPORTS, ROOT, host, kunit, scenario
 from .results import Results
@@ -135,6 +137,14 @@ def configs() -> int:
     return results.finish()
 
 
+def suites(kernel: Path, report: Path) -> int:
+    """The KUnit suites that this kernel was built with, and its doc examples."""
+    results = Results(report)
+    kunit.run_suites(results, kernel, kunit.suites(kernel))
+    kunit.run_doctests(results, kernel)
+    return results.finish()
+
+
 def run() -> int:
     """The demonstration: tests/qemu/ext4.py in strict mode, and its table."""
     driver = os.environ.get("DRIVER") or "rnvme"
@@ -194,6 +204,9 @@ def main() -> int:
         tests.add_argument("--kind", dest="kernel", action="store_const", const="kernel-kind",
                            help="on the kernel with CONFIG_PHYSDMA_BVEC_KIND")
     commands.add_parser("configs")
+    built = commands.add_parser("suites")
+    built.add_argument("kernel", type=Path)
+    built.add_argument("report", type=Path)
     shells = commands.add_parser("shell")
     shells.add_argument("mode", nargs="?", default="strict", choices=IOMMU_MODES)
     arguments = parser.parse_args()
@@ -201,6 +214,8 @@ def main() -> int:
         return {"test": test, "soak": soak}[arguments.command](arguments.kernel)
     if arguments.command == "configs":
         return configs()
+    if arguments.command == "suites":
+        return suites(arguments.kernel, arguments.report)
     if arguments.command == "run":
         return run()
     return shell(arguments.mode)
