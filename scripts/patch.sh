@@ -21,7 +21,10 @@ take_out_to() {
 	local top edits
 	while top=$(applied | tail -n 1) && [ "$top" != "$1" ]; do
 		[ -n "$top" ] || die "$1 is not applied" "see patches/series"
-		edits=$(q "$SERIES" diff -z -P "$top" --no-timestamps --no-index -p ab)
+		edits=
+		# A new patch has no files yet, of which quilt shows no differences.
+		[ -z "$(q "$SERIES" files "$top")" ] ||
+			edits=$(q "$SERIES" diff -z -P "$top" --no-timestamps --no-index -p ab)
 		q "$SERIES" pop -q -f > /dev/null
 		[ -z "$edits" ] || patch -d "$LINUX" -p1 -s <<< "$edits" ||
 			die "the edits of files of $top do not fit without it" "they were: $edits"

@@ -76,8 +76,12 @@ joins() {
 	case $1 in
 	"$HOOK")
 		link_project
+		echo '# CONFIG_PHYSDMA_PAGES_KUNIT_TEST is not set' >> "$FRAGMENT"
 		with 'PHYSDMA(_DEBUGFS|_IVSHMEM|_EDU|_KUNIT_TEST)?' RUST_KERNEL_DOCTESTS
 		targets=(bzImage modules)
+		;;
+	pci-p2pdma-tell-the-provider-registry-of-memory-with-pages.patch)
+		with PHYSDMA_PAGES_KUNIT_TEST
 		;;
 	rust-uapi-the-files-of-rnvme.patch) with 'RNVME(_INJECT|_KUNIT_TEST)?' ;;
 	block-keep-the-memory-of-a-bio-without-pages.patch) with BLOCK_PHYS_KUNIT_TEST ;;

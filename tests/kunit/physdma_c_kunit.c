@@ -833,8 +833,8 @@ static phys_addr_t pages(void)
 static void bind_for(struct kunit *test)
 {
 	KUNIT_ASSERT_NOT_NULL_MSG(test, ssd, "there is no SSD without a driver");
-	if (!IS_ENABLED(CONFIG_PCI_P2PDMA))
-		kunit_skip(test, "no CONFIG_PCI_P2PDMA");
+	if (!IS_ENABLED(CONFIG_PHYSDMA_PAGES_KUNIT_TEST))
+		kunit_skip(test, "no CONFIG_PHYSDMA_PAGES_KUNIT_TEST");
 	KUNIT_ASSERT_EQ(test, 0, pci_register_driver(&pages_driver));
 }
 

@@ -30,7 +30,7 @@ mod mmap;
 mod nomem;
 #[path = "physdma/pinned.rs"]
 mod pinned;
-#[cfg(CONFIG_PCI_P2PDMA)]
+#[cfg(CONFIG_PHYSDMA_PAGES_KUNIT_TEST)]
 #[path = "physdma/pinned_p2p.rs"]
 mod pinned_p2p;
 #[path = "physdma/premap.rs"]
@@ -63,7 +63,7 @@ impl kernel::Module for PhysdmaKunit {
         #[cfg(CONFIG_MMU)]
         // SAFETY: As above.
         unsafe { mmap::init() }?;
-        #[cfg(CONFIG_PCI_P2PDMA)]
+        #[cfg(CONFIG_PHYSDMA_PAGES_KUNIT_TEST)]
         pinned_p2p::init()?;
         Ok(Self)
     }
@@ -73,7 +73,7 @@ impl Drop for PhysdmaKunit {
     fn drop(&mut self) {
         #[cfg(CONFIG_MMU)]
         mmap::exit();
-        #[cfg(CONFIG_PCI_P2PDMA)]
+        #[cfg(CONFIG_PHYSDMA_PAGES_KUNIT_TEST)]
         pinned_p2p::exit();
     }
 }
