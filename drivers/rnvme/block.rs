@@ -36,24 +36,31 @@ use core::{
     ptr::NonNull, //
 };
 use kernel::{
-    block::mq::{
-        gen_disk::{
-            GenDisk,
-            GenDiskBuilder, //
+    block::{
+        mq::{
+            gen_disk::{
+                GenDisk,
+                GenDiskBuilder, //
+            },
+            CommandId,
+            EndBatch,
+            IdleRequest,
+            InFlight,
+            Op,
+            Operations,
+            OwnedRequest,
+            QueueBatch,
+            QueueLimits,
+            QueueMaps,
+            QueueType,
+            Request,
+            Started,
+            Status,
+            TagSet,
+            TimedOut,
+            TimeoutAction, //
         },
-        IdleRequest,
-        InFlight,
-        Op,
-        Operations,
-        OwnedRequest,
-        QueueLimits,
-        QueueMaps,
-        QueueType,
-        Started,
-        Status,
-        TagSet,
-        TimedOut,
-        TimeoutAction, //
+        SECTOR_SHIFT, //
     },
     dma::DataDirection,
     fmt,
@@ -67,6 +74,7 @@ use kernel::{
         PhysReqBvecs,
         PremappedSlice,
         ReqBvecs,
+        Segment,
         Source, //
     },
     prelude::*,
@@ -167,63 +175,190 @@ pub(crate) struct Target {
     pub(crate) lba_shift: u32,
 }
 
+/// A request of which [`Ops::prepare`] has made what it can.
+enum Quick {
+    /// It is ready to be sent.
+    Command(Command, Moved),
+    /// It is not; its data were mapped to this segment, if to any.
+    Slow(Option<Segment>),
+}
+
 /// The driver, as the block layer calls it: for disks and for the admin queue.
 pub(crate) struct Ops<'a, R: Regs>(PhantomData<fn(&'a R) -> &'a R>);
 
 impl<'a, R: Regs + 'a> Ops<'a, R> {
-    /// Builds the command that `rq` is.
+    /// Sends the device the command that `rq` is, and tells it if `is_last`.
     #[inline]
+    fn queue<'r>(
+        hw: &Hw<'a, R>,
+        target: &Target,
+        mut rq: IdleRequest<'r, Self>,
+        is_last: bool,
+    ) -> Result<Started<'r>, Status> {
+        let id = rq.id();
+
+        match Self::prepare(hw, target, &mut rq) {
+            Ok(Quick::Command(command, moved)) => {
+                Ok(Self::send(&hw.queue, rq, id, command, Some(moved), is_last))
+            }
+            Ok(Quick::Slow(only)) => Self::queue_other(hw, target, rq, id, only, is_last),
+            Err(status) => Err(Self::refused(rq, status)),
+        }
+    }
+
+    /// The rest of [`Self::queue`], for what is not prepared so quickly.
+    #[inline(never)]
+    fn queue_other<'r>(
+        hw: &Hw<'a, R>,
+        target: &Target,
+        mut rq: IdleRequest<'r, Self>,
+        id: CommandId,
+        only: Option<Segment>,
+        is_last: bool,
+    ) -> Result<Started<'r>, Status> {
+        match Self::command(hw, target, &mut rq, id.tag, only) {
+            Ok((command, moved)) => Ok(Self::send(&hw.queue, rq, id, command, moved, is_last)),
+            Err(status) => Err(Self::refused(rq, status)),
+        }
+    }
+
+    /// Starts `rq`, and sends `command`.
+    #[inline(always)]
+    fn send<'r>(
+        queue: &Queue<'a, R>,
+        rq: IdleRequest<'r, Self>,
+        id: CommandId,
+        command: Command,
+        moved: Option<Moved>,
+        is_last: bool,
+    ) -> Started<'r> {
+        let command = command.encode(queue.cid(id));
+        let started = rq.start();
+
+        queue.submit(command, moved, is_last);
+        started
+    }
+
+    /// What becomes of a request that could not be sent.
+    #[cold]
+    fn refused(mut rq: IdleRequest<'_, Self>, status: Status) -> Status {
+        if status != Status::RESOURCE {
+            // It ends here, and the next request with this tag has all its tries.
+            rq.data_mut().retries = 0;
+        }
+        status
+    }
+
+    /// Ends a request that the device has answered, or has [`Operations::complete`] called if it
+    /// failed.
+    #[inline]
+    pub(crate) fn answered(
+        mut rq: OwnedRequest<Self>,
+        status: CommandStatus,
+        result: u32,
+        batch: &mut EndBatch<Self>,
+    ) {
+        let data = rq.data_mut();
+
+        data.status = status;
+        data.result = result;
+        if !status.is_ok() {
+            return rq.complete();
+        }
+        data.mapping.unmap();
+        data.retries = 0;
+        batch.end(rq);
+    }
+
+    /// Builds the command that `rq` is, if its data are one piece of memory with pages, of which it
+    /// is in two at most: what most requests are.
+    #[inline(always)]
+    fn prepare(
+        hw: &Hw<'a, R>,
+        target: &Target,
+        rq: &mut IdleRequest<'_, Self>,
+    ) -> Result<Quick, Status> {
+        if !hw.queue.is_enabled() {
+            return Err(hw.queue.refusal());
+        }
+        let (opcode, dir) = match rq.op() {
+            Op::Read => (io::READ, DataDirection::FromDevice),
+            Op::Write => (io::WRITE, DataDirection::ToDevice),
+            _ => return Ok(Quick::Slow(None)),
+        };
+        if rq.is_phys() {
+            return Ok(Quick::Slow(None));
+        }
+        let command = Self::read_write(target, rq, opcode)?;
+        let (rq, data) = rq.split();
+        // SAFETY: A request that was mapped is unmapped, when it is answered or by `give_up()`,
+        // before it is ended; the device writes to one that reads, by `dir`.
+        let source = unsafe { ReqBvecs::new(rq) };
+
+        match hw.client.map_one(&mut data.mapping, &source, dir) {
+            Ok(Some(only)) => Ok(match prp::short(only.dma, only.len) {
+                Some(prp) => Quick::Command(command.with_prp(prp), Moved::one(only)),
+                None => Quick::Slow(Some(only)),
+            }),
+            Ok(None) => Ok(Quick::Slow(None)),
+            Err(e) => Err(Self::mapping_failed(&hw.queue, e)),
+        }
+    }
+
+    /// Builds the command that reads or writes the blocks of `rq`.
+    #[inline]
+    fn read_write(target: &Target, rq: &Request, opcode: u8) -> Result<Command, Status> {
+        let shift = target.lba_shift - SECTOR_SHIFT;
+        let lba = rq.sector() >> shift;
+        let blocks = u16::try_from(rq.sectors() >> shift).map_err(|_| Status::IOERR)?;
+
+        Ok(Command::rw(opcode, target.nsid, lba, blocks, rq.is_fua()))
+    }
+
+    /// Builds the command that `rq` is, whose data are `only`, if they were mapped already.
     fn command(
         hw: &Hw<'a, R>,
         target: &Target,
         rq: &mut IdleRequest<'_, Self>,
+        tag: u16,
+        only: Option<Segment>,
     ) -> Result<(Command, Option<Moved>), Status> {
-        if !hw.queue.is_enabled() {
-            return Err(hw.queue.refusal());
-        }
-        match rq.op() {
-            Op::Read => Self::read_write(hw, target, rq, io::READ, DataDirection::FromDevice),
-            Op::Write => Self::read_write(hw, target, rq, io::WRITE, DataDirection::ToDevice),
-            Op::Flush => Ok((Command::flush(target.nsid), None)),
-            Op::DrvIn => Self::own_command(hw, rq, DataDirection::FromDevice),
-            Op::DrvOut => Self::own_command(hw, rq, DataDirection::ToDevice),
-            _ => Err(Status::NOTSUPP),
-        }
-    }
-
-    /// Builds the command that moves the data of `rq`, which the block layer has asked for.
-    #[inline]
-    fn read_write(
-        hw: &Hw<'a, R>,
-        target: &Target,
-        rq: &mut IdleRequest<'_, Self>,
-        opcode: u8,
-        dir: DataDirection,
-    ) -> Result<(Command, Option<Moved>), Status> {
-        let bytes = rq.bytes();
-        let tag = rq.id().tag;
-        let lba = rq.sector() >> (target.lba_shift - 9);
-        let blocks = u16::try_from(bytes >> target.lba_shift).map_err(|_| Status::IOERR)?;
+        let (opcode, dir) = match rq.op() {
+            Op::Read => (io::READ, DataDirection::FromDevice),
+            Op::Write => (io::WRITE, DataDirection::ToDevice),
+            Op::Flush => return Ok((Command::flush(target.nsid), None)),
+            Op::DrvIn => return Self::own_command(hw, rq, tag, DataDirection::FromDevice),
+            Op::DrvOut => return Self::own_command(hw, rq, tag, DataDirection::ToDevice),
+            _ => return Err(Status::NOTSUPP),
+        };
+        let command = Self::read_write(target, rq, opcode)?;
+        let bytes = rq.sectors() << SECTOR_SHIFT;
         let (rq, data) = rq.split();
-        let command = Command::rw(opcode, target.nsid, lba, blocks, rq.is_fua());
+        let (prp, moved) = if let Some(only) = only {
+            Self::one(hw, data, tag, only)?
+        } else if let Some(source) = PhysReqBvecs::new(rq) {
+            // Memory of another device, which has no pages.
+            match hw.client.map_one(&mut data.mapping, &source, dir) {
+                Ok(Some(only)) => Self::one(hw, data, tag, only)?,
+                Ok(None) => Self::pieces(hw, data, tag, source, bytes, dir)?,
+                Err(e) => return Err(Self::mapping_failed(&hw.queue, e)),
+            }
+        } else {
+            // SAFETY: As in `prepare()`.
+            let source = unsafe { ReqBvecs::new(rq) };
+            Self::pieces(hw, data, tag, source, bytes, dir)?
+        };
 
-        // Memory of another device, which has no pages.
-        if let Some(mut source) = PhysReqBvecs::new(rq) {
-            return Self::map(hw, data, tag, &mut source, bytes, dir, command);
-        }
-        // SAFETY: A request that was mapped is unmapped, in `complete()` or by `give_up()`, before
-        // it is ended; the device writes to one that reads, by `dir`.
-        let mut source = unsafe { ReqBvecs::new(rq) };
-        Self::map(hw, data, tag, &mut source, bytes, dir, command)
+        Ok((command.with_prp(prp), Some(moved)))
     }
 
     /// Builds the driver's own command that `rq` is, and maps the memory that it moves.
     fn own_command(
         hw: &Hw<'a, R>,
         rq: &mut IdleRequest<'_, Self>,
+        tag: u16,
         dir: DataDirection,
     ) -> Result<(Command, Option<Moved>), Status> {
-        let tag = rq.id().tag;
         let data = rq.data_mut();
         let command = data.command;
         let Some(carried) = data.carried else {
@@ -231,8 +366,9 @@ impl<'a, R: Regs + 'a> Ops<'a, R> {
         };
 
         // SAFETY: It has not ended, and is unmapped before it does.
-        let mut source = unsafe { carried.source() }.map_err(|_| Status::INVAL)?;
-        Self::map(hw, data, tag, &mut source, carried.bytes, dir, command)
+        let source = unsafe { carried.source() }.map_err(|_| Status::INVAL)?;
+        let (prp, moved) = Self::pieces(hw, data, tag, source, carried.bytes, dir)?;
+        Ok((command.with_prp(prp), Some(moved)))
     }
 
     /// Has `command` say where the memory is that was mapped before, if there is any.
@@ -246,27 +382,30 @@ impl<'a, R: Regs + 'a> Ops<'a, R> {
             return Ok((command, None));
         };
         let mut segments = slice.segments();
-        let mut lists = RequestLists::new(&hw.queue, tag, &mut data.lists);
+        let next = || Ok(segments.next()?.map(|segment| (segment.dma, segment.len)));
+        let prp = Self::entries(&hw.queue, &mut data.lists, tag, slice.len(), next)?;
+        let moved = Moved {
+            bytes: slice.len(),
+            segments: segments.count(),
+            path: segments.path(),
+            spilled: false,
+        };
+        Ok((command.with_prp(prp), Some(moved)))
+    }
 
-        match prp::build(
-            || Ok(segments.next()?.map(|segment| (segment.dma, segment.len))),
-            slice.len(),
-            &mut lists,
-        ) {
-            Ok(prp) => {
-                let moved = Moved {
-                    bytes: slice.len(),
-                    segments: segments.count(),
-                    path: segments.path(),
-                    spilled: 0,
-                };
-                Ok((command.with_prp(prp), Some(moved)))
-            }
-            Err(fault) => {
-                hw.queue.give_lists(data);
-                Err(Self::no_prp(&hw.queue, fault))
-            }
-        }
+    /// Says where the `bytes` bytes of the segments that `next` returns are, in lists if need be.
+    #[inline]
+    fn entries(
+        queue: &Queue<'a, R>,
+        lists: &mut u64,
+        tag: u16,
+        bytes: u32,
+        next: impl FnMut() -> Result<Option<(u64, u32)>>,
+    ) -> Result<[u64; 2], Status> {
+        prp::build(next, bytes, &mut RequestLists::new(queue, tag, lists)).map_err(|fault| {
+            queue.give_lists(lists);
+            Self::no_prp(queue, fault)
+        })
     }
 
     /// What a request is told whose memory could not be said to the device.
@@ -283,58 +422,66 @@ impl<'a, R: Regs + 'a> Ops<'a, R> {
         }
     }
 
-    /// Maps the `bytes` bytes of `source`, and has `command` say where they are.
-    #[inline]
-    fn map<S: Source>(
+    /// Says where the only segment of a request is.
+    fn one(
         hw: &Hw<'a, R>,
         data: &mut Iod<'a>,
         tag: u16,
-        source: &mut S,
+        only: Segment,
+    ) -> Result<([u64; 2], Moved), Status> {
+        let mut segment = Some((only.dma, only.len));
+        let next = || Ok(segment.take());
+        let prp = Self::entries(&hw.queue, &mut data.lists, tag, only.len, next)
+            .inspect_err(|_| data.mapping.unmap())?;
+
+        Ok((prp, Moved::one(only)))
+    }
+
+    /// Maps the `bytes` bytes of `source`, which are not known to be one piece, and says where they
+    /// are.
+    fn pieces<S: Source>(
+        hw: &Hw<'a, R>,
+        data: &mut Iod<'a>,
+        tag: u16,
+        source: S,
         bytes: u32,
         dir: DataDirection,
-        command: Command,
-    ) -> Result<(Command, Option<Moved>), Status> {
+    ) -> Result<([u64; 2], Moved), Status> {
         let mut segments = hw
             .client
             .map(&mut data.mapping, source, dir)
             .map_err(|e| Self::mapping_failed(&hw.queue, e))?;
-        let mut lists = RequestLists::new(&hw.queue, tag, &mut data.lists);
         let (mut own, mut others) = (false, false);
-
-        match prp::build(
-            || {
-                let segment = segments.next()?;
-                if !S::UNIFORM && !hw.mixes {
-                    match segment.map(|segment| segment.origin) {
-                        Some(Origin::Internal { .. }) => own = true,
-                        Some(_) => others = true,
-                        None => (),
-                    }
-                    // The device would refuse it too, or should.
-                    if own && others {
-                        return Err(EINVAL);
-                    }
+        let next = || {
+            let segment = segments.next()?;
+            if !S::UNIFORM && !hw.mixes {
+                match segment.map(|segment| segment.origin) {
+                    Some(Origin::Internal { .. }) => own = true,
+                    Some(_) => others = true,
+                    None => (),
                 }
-                Ok(segment.map(|segment| (segment.dma, segment.len)))
-            },
-            bytes,
-            &mut lists,
-        ) {
+                // The device would refuse it too, or should.
+                if own && others {
+                    return Err(EINVAL);
+                }
+            }
+            Ok(segment.map(|segment| (segment.dma, segment.len)))
+        };
+
+        match Self::entries(&hw.queue, &mut data.lists, tag, bytes, next) {
             Ok(prp) => {
                 let (path, segments) = (segments.path(), segments.count());
                 let moved = Moved {
                     bytes,
                     segments,
                     path,
-                    // CAST: Not more than segments.
-                    spilled: data.mapping.spilled() as u16,
+                    spilled: data.mapping.spilled() != 0,
                 };
-                Ok((command.with_prp(prp), Some(moved)))
+                Ok((prp, moved))
             }
-            Err(fault) => {
-                hw.queue.give_lists(data);
+            Err(status) => {
                 data.mapping.unmap();
-                Err(Self::no_prp(&hw.queue, fault))
+                Err(status)
             }
         }
     }
@@ -432,38 +579,26 @@ impl<'a, R: Regs + 'a> Operations for Ops<'a, R> {
     fn queue_rq<'r>(
         hw: &Hw<'a, R>,
         target: &Target,
-        mut rq: IdleRequest<'r, Self>,
+        rq: IdleRequest<'r, Self>,
         is_last: bool,
     ) -> Result<Started<'r>, Status> {
-        let queue = &*hw.queue;
-        let (command, moved) = Self::command(hw, target, &mut rq).inspect_err(|&status| {
-            if status != Status::RESOURCE {
-                // It ends here, and the next request with this tag has all its tries.
-                rq.data_mut().retries = 0;
-            }
-        })?;
-        let command = command.encode(queue.cid(rq.id()));
-        let started = rq.start();
+        Self::queue(hw, target, rq, is_last)
+    }
 
-        queue.submit(command, moved, is_last);
-        Ok(started)
+    #[inline]
+    fn queue_rqs(hw: &Hw<'a, R>, target: &Target, batch: &mut QueueBatch<'_, Self>) {
+        batch.for_each(|rq| Self::queue(hw, target, rq, false));
+        hw.queue.commit();
     }
 
     fn commit_rqs(hw: &Hw<'a, R>, _target: &Target) {
         hw.queue.commit();
     }
 
-    #[inline]
-    fn complete(mut rq: OwnedRequest<Self>) {
-        let data = rq.data_mut();
-        let status = data.status;
+    fn complete(rq: OwnedRequest<Self>) {
+        let status = rq.data().status;
 
-        if !status.is_ok() {
-            return Self::give_up(rq, status.may_retry(), status.to_blk());
-        }
-        data.mapping.unmap();
-        data.retries = 0;
-        rq.end(Status::OK);
+        Self::give_up(rq, status.may_retry(), status.to_blk());
     }
 
     fn timeout(hw: &Hw<'a, R>, _target: &Target, rq: TimedOut<'_, Self>) -> TimeoutAction {

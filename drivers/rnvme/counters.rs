@@ -5,7 +5,11 @@
 use core::ops::AddAssign;
 use kernel::{
     fmt,
-    physdma::Path, //
+    physdma::{
+        Origin,
+        Path,
+        Segment, //
+    }, //
 };
 
 /// How the data of one request were mapped.
@@ -17,59 +21,89 @@ pub(crate) struct Moved {
     pub(crate) segments: u16,
     /// By which way they were mapped.
     pub(crate) path: Path,
-    /// Pieces that had to be remembered one by one.
-    pub(crate) spilled: u16,
+    /// Pieces had to be remembered one by one.
+    pub(crate) spilled: bool,
+}
+
+impl Moved {
+    /// A request that is one segment.
+    #[inline]
+    pub(crate) fn one(segment: Segment) -> Self {
+        Self {
+            bytes: segment.len,
+            segments: 1,
+            path: match segment.origin {
+                Origin::Mapped => Path::Single,
+                Origin::Bus => Path::Bus,
+                Origin::Internal { .. } => Path::Internal,
+            },
+            spilled: false,
+        }
+    }
 }
 
 /// What the requests of a queue, or of all queues, add up to.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Counters {
-    requests: u64,
+    /// Those that move no data.
+    empty: u64,
     bytes: u64,
     segments: u64,
-    single: u64,
-    iova_ranges: u64,
-    piecewise: u64,
-    bus: u64,
-    internal: u64,
-    mixed: u64,
+    /// Those that were mapped by each [`Path`].
+    paths: [u64; PATHS.len()],
     spilled: u64,
 }
 
+/// What each [`Path`] is called, in the order of their numbers.
+const PATHS: [&str; 6] = [
+    "single",
+    "iova_ranges",
+    "piecewise",
+    "bus",
+    "internal",
+    "mixed",
+];
+
+const _: () = {
+    assert!(Path::Single as usize == 0 && Path::Iova as usize == 1 && Path::Direct as usize == 2);
+    assert!(Path::Bus as usize == 3 && Path::Internal as usize == 4 && Path::Mixed as usize == 5);
+};
+
 impl Counters {
     /// Counts a request. It is under a lock that the request takes anyway.
+    // What wraps after centuries need not be checked for each request.
     #[inline]
     pub(crate) fn count(&mut self, moved: Option<Moved>) {
-        self.requests += 1;
         let Some(moved) = moved else {
+            self.empty = self.empty.wrapping_add(1);
             return;
         };
-        self.bytes += u64::from(moved.bytes);
-        self.segments += u64::from(moved.segments);
-        match moved.path {
-            Path::Single => self.single += 1,
-            Path::Iova => self.iova_ranges += 1,
-            Path::Direct => self.piecewise += 1,
-            Path::Bus => self.bus += 1,
-            Path::Internal => self.internal += 1,
-            Path::Mixed => self.mixed += 1,
+        self.bytes = self.bytes.wrapping_add(moved.bytes.into());
+        self.segments = self.segments.wrapping_add(moved.segments.into());
+        if let Some(path) = self.paths.get_mut(moved.path as usize) {
+            *path = path.wrapping_add(1);
         }
-        self.spilled += u64::from(moved.spilled != 0);
+        if moved.spilled {
+            self.spilled = self.spilled.wrapping_add(1);
+        }
+    }
+
+    fn requests(&self) -> u64 {
+        self.paths
+            .iter()
+            .fold(self.empty, |sum, path| sum.wrapping_add(*path))
     }
 }
 
 impl AddAssign for Counters {
     fn add_assign(&mut self, other: Self) {
-        self.requests += other.requests;
-        self.bytes += other.bytes;
-        self.segments += other.segments;
-        self.single += other.single;
-        self.iova_ranges += other.iova_ranges;
-        self.piecewise += other.piecewise;
-        self.bus += other.bus;
-        self.internal += other.internal;
-        self.mixed += other.mixed;
-        self.spilled += other.spilled;
+        self.empty = self.empty.wrapping_add(other.empty);
+        self.bytes = self.bytes.wrapping_add(other.bytes);
+        self.segments = self.segments.wrapping_add(other.segments);
+        for (path, other) in self.paths.iter_mut().zip(other.paths) {
+            *path = path.wrapping_add(other);
+        }
+        self.spilled = self.spilled.wrapping_add(other.spilled);
     }
 }
 
@@ -77,18 +111,14 @@ impl fmt::Display for Counters {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "requests={} bytes={} segments={} single={} iova_ranges={} piecewise={} bus={} \
-             internal={} mixed={} spilled={}",
-            self.requests,
+            "requests={} bytes={} segments={}",
+            self.requests(),
             self.bytes,
-            self.segments,
-            self.single,
-            self.iova_ranges,
-            self.piecewise,
-            self.bus,
-            self.internal,
-            self.mixed,
-            self.spilled
-        )
+            self.segments
+        )?;
+        for (name, path) in PATHS.iter().zip(self.paths) {
+            write!(f, " {name}={path}")?;
+        }
+        write!(f, " spilled={}", self.spilled)
     }
 }

@@ -57,6 +57,19 @@ pub(crate) const fn max_entries(bytes: u32) -> usize {
     bytes as usize / PAGE as usize
 }
 
+/// The entries of a command whose data are all in the segment of `len` bytes at `dma`, which lies
+/// in two pages at most. [`None`]: it does not, or cannot be said by entries.
+#[inline]
+pub(crate) fn short(dma: u64, len: u32) -> Option<[u64; 2]> {
+    let end = dma % PAGE + u64::from(len);
+
+    if dma % 4 != 0 || len == 0 || end > 2 * PAGE {
+        return None;
+    }
+    let second = (dma | (PAGE - 1)).wrapping_add(1);
+    Some([dma, if end > PAGE { second } else { 0 }])
+}
+
 /// Builds the entries for `bytes` bytes of data in the segments that `next` returns, of which each
 /// is an address and a length, and returns those that go into the command.
 #[inline]

@@ -5,10 +5,7 @@
 //! NVM Express Base Specification 2.0, section 3.3.
 
 use crate::{
-    block::{
-        Iod,
-        Ops, //
-    },
+    block::Ops,
     command::{
         CommandStatus,
         CompletionTail,
@@ -35,6 +32,7 @@ use core::mem;
 use kernel::{
     block::mq::{
         CommandId,
+        EndBatch,
         InFlight,
         OwnedRequest,
         Status as BlkStatus, //
@@ -291,7 +289,7 @@ impl<'a, R: Regs> Queue<'a, R> {
     /// is counted for it.
     ///
     /// There is room: a command has a tag, and there are less tags than entries.
-    #[inline]
+    #[inline(always)] // The command stays in registers.
     pub(crate) fn submit(&self, command: RawCommand, moved: Option<Moved>, ring: bool) {
         let mut submission = self.submission.lock();
 
@@ -341,6 +339,7 @@ impl<'a, R: Regs> Queue<'a, R> {
     /// The caller is the only consumer of the ring.
     #[inline]
     pub(crate) fn process(&self) -> bool {
+        let mut batch = EndBatch::new();
         let mut head = self.head.load(Relaxed);
         let mut phase = self.phase.load(Relaxed);
         let mut found = false;
@@ -350,7 +349,7 @@ impl<'a, R: Regs> Queue<'a, R> {
         for _ in 0..self.entries {
             // The head is always within the ring.
             match self.read_completion(head, phase) {
-                Ok(Some((completion, tail))) => self.answer(&completion, tail),
+                Ok(Some((completion, tail))) => self.answer(&completion, tail, &mut batch),
                 _ => break,
             }
             found = true;
@@ -398,7 +397,12 @@ impl<'a, R: Regs> Queue<'a, R> {
 
     /// Completes the request that `completion` answers, if there is one.
     #[inline]
-    fn answer(&self, completion: &RawCompletion, tail: CompletionTail) {
+    fn answer(
+        &self,
+        completion: &RawCompletion,
+        tail: CompletionTail,
+        batch: &mut EndBatch<Ops<'a, R>>,
+    ) {
         let id = self.command_id(tail.cid());
 
         let Some(mut rq) = self.in_flight().ok().and_then(|table| table.claim(id)) else {
@@ -430,11 +434,8 @@ impl<'a, R: Regs> Queue<'a, R> {
             }
             status = CommandStatus::INTERNAL;
         }
-        let data = rq.data_mut();
-        data.status = status;
-        data.result = u32::from_le(completion[0]);
-        self.give_lists(data);
-        rq.complete();
+        self.give_lists(&mut rq.data_mut().lists);
+        Ops::answered(rq, status, u32::from_le(completion[0]), batch);
     }
 
     /// Takes all requests that the device did not answer, and lets `each` decide.
@@ -447,7 +448,7 @@ impl<'a, R: Regs> Queue<'a, R> {
         self.process();
         if let Ok(table) = self.in_flight() {
             table.claim_all(|mut rq| {
-                self.give_lists(rq.data_mut());
+                self.give_lists(&mut rq.data_mut().lists);
                 each(rq);
             });
         }
@@ -489,8 +490,8 @@ impl<'a, R: Regs> Queue<'a, R> {
 
     /// Gives back the long lists of a request, if it has any.
     #[inline]
-    pub(crate) fn give_lists(&self, data: &mut Iod<'a>) {
-        let lists = mem::take(&mut data.lists);
+    pub(crate) fn give_lists(&self, lists: &mut u64) {
+        let lists = mem::take(lists);
 
         if lists != 0 {
             // The bits are ours, so that they are clear there.

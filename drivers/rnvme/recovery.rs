@@ -265,7 +265,7 @@ pub(crate) fn timed_out<'a, R: Regs + 'a>(
         State::Live => (),
         State::Dead => {
             if let Some(mut rq) = rq.claim() {
-                queue.give_lists(rq.data_mut());
+                queue.give_lists(&mut rq.data_mut().lists);
                 Ops::give_up(rq, false, Status::IOERR);
             }
             return TimeoutAction::Done;

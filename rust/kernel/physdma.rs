@@ -45,6 +45,7 @@ mod map;
 mod mapping;
 #[cfg(CONFIG_MMU)]
 mod mmap;
+mod one;
 #[cfg(CONFIG_MMU)]
 mod pinned;
 mod plan;
@@ -54,6 +55,7 @@ mod premapped;
 mod provider;
 mod registry;
 mod route;
+mod run;
 mod segment;
 mod source;
 mod trace;

@@ -269,6 +269,7 @@ pub(super) const fn wide(phys: PhysAddr) -> u64 {
 /// };
 /// assert_eq!(limits.room(0x1_0000), 0xfff0);
 /// assert_eq!(limits.room(0x1_f000), 0x1000);
+/// assert!(limits.may_cut(0x1000));
 /// ```
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
@@ -282,6 +283,12 @@ pub struct Limits {
 }
 
 impl Limits {
+    /// Whether a segment of `len` bytes might have to be cut, wherever it is.
+    #[inline]
+    pub const fn may_cut(&self, len: u32) -> bool {
+        len > self.max_segment_bytes || self.boundary_mask != u64::MAX
+    }
+
     /// The most bytes that a segment may have that starts at `addr`; never zero.
     #[inline]
     pub const fn room(&self, addr: u64) -> u32 {

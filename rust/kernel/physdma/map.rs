@@ -17,16 +17,11 @@
 //! the request's private data.
 
 use super::{
-    attachment::{
-        Attached,
-        Live, //
-    },
     backend::{
         Backend,
         Dma,
         Memory, //
     },
-    bvec::wide,
     client::Client,
     failures,
     iova::{
@@ -43,19 +38,19 @@ use super::{
         Kind,
         Plan, //
     },
-    provider::Inner,
     registry,
-    route::{
-        BarRange,
-        Route, //
+    run::{
+        bus_address,
+        wide_dma,
+        Classified,
+        Hit,
+        Run, //
     },
     segment::{
-        Origin,
         Path,
         Segment, //
     },
     trace,
-    BvecKind,
     Miss,
     PhysBvec,
     Source, //
@@ -65,12 +60,8 @@ use crate::{
         DataDirection,
         DmaAddress, //
     },
-    io::PhysAddr,
     prelude::*,
-    sync::{
-        rcu,
-        ArcBorrow, //
-    }, //
+    sync::rcu, //
 };
 use core::iter;
 
@@ -174,86 +165,6 @@ pub struct Segments<'m, 'c, S: Source, B: Backend = Dma<'c>> {
     range: DmaAddress,
 }
 
-/// A DMA address in as many bits as any has.
-#[inline]
-#[allow(clippy::unnecessary_cast, reason = "a `DmaAddress` may have 32 bits")]
-pub(super) const fn wide_dma(dma: DmaAddress) -> u64 {
-    dma as u64
-}
-
-/// Where the device finds `piece`, `offset` from its physical address.
-#[inline]
-const fn bus_address(piece: PhysBvec, offset: u64) -> DmaAddress {
-    // CAST: The route has seen that it fits the device's DMA mask.
-    wide(piece.phys()).wrapping_add(offset) as DmaAddress
-}
-
-/// A provider's memory, and how the client reaches it.
-#[derive(Clone, Copy)]
-struct Hit {
-    first: PhysAddr,
-    last: PhysAddr,
-    run: Run,
-}
-
-impl Hit {
-    /// Whether all of `piece` lies within.
-    #[inline]
-    fn holds(&self, piece: PhysBvec) -> bool {
-        piece.phys() >= self.first && piece.last() <= self.last
-    }
-}
-
-/// What the pieces of one run have in common.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Run {
-    Ram,
-    HostBridge,
-    /// `offset`: bus address less physical address, modulo 2^64.
-    Bus {
-        offset: u64,
-    },
-    /// `base`: the bus address of the BAR's first byte.
-    Internal {
-        offset: u64,
-        bar: u8,
-        base: u64,
-    },
-}
-
-impl Run {
-    fn new(route: Route, memory: &BarRange) -> Self {
-        match route {
-            Route::HostBridge => Self::HostBridge,
-            Route::Bus { offset } => Self::Bus { offset },
-            Route::Internal { bar, offset } => Self::Internal {
-                offset,
-                bar,
-                base: wide(memory.first)
-                    .wrapping_add(offset)
-                    .wrapping_sub(memory.start),
-            },
-        }
-    }
-
-    fn kind(self) -> Kind {
-        match self {
-            Self::Ram => Kind::Ram,
-            Self::HostBridge => Kind::HostBridge,
-            Self::Bus { .. } => Kind::Bus,
-            Self::Internal { .. } => Kind::Internal,
-        }
-    }
-
-    #[inline]
-    fn memory(self) -> Memory {
-        match self {
-            Self::HostBridge => Memory::Mmio,
-            _ => Memory::Ram,
-        }
-    }
-}
-
 impl<'c, S: Source, B: Backend> Segments<'_, 'c, S, B> {
     /// The next segment, within the client's limits; [`None`] at the end.
     ///
@@ -282,14 +193,7 @@ impl<'c, S: Source, B: Backend> Segments<'_, 'c, S, B> {
         let segment = Segment {
             dma: self.dma,
             len,
-            origin: match self.run {
-                Run::Ram | Run::HostBridge => Origin::Mapped,
-                Run::Bus { .. } => Origin::Bus,
-                Run::Internal { bar, base, .. } => Origin::Internal {
-                    bar,
-                    offset: wide_dma(self.dma).wrapping_sub(base),
-                },
-            },
+            origin: self.run.origin(self.dma),
         };
 
         self.count += 1;
@@ -314,72 +218,58 @@ impl<'c, S: Source, B: Backend> Segments<'_, 'c, S, B> {
     /// Maps all that can be mapped at once.
     #[inline]
     fn map_all(&mut self) -> Result {
-        let only = self.source.only();
-        let bytes = only.map_or_else(|| self.source.bytes(), |only| only.len() as usize);
+        // The usual case.
+        if let Some(only) = self.source.only() {
+            if let Some(one) = self
+                .client
+                .map_only(self.slot, &self.source, only, self.dir)?
+            {
+                self.dma = one.dma;
+                self.left = only.len() as usize;
+                self.taken = true;
+                self.path = one.path();
+                self.run = one.run;
+                return Ok(());
+            }
+        }
+        let bytes = self.source.bytes();
         if bytes > self.client.max_bytes || self.dir == DataDirection::None {
             return Err(EINVAL);
         }
         // Known when it is compiled, nothing else is compiled for the source.
         if S::UNIFORM || self.source.is_uniform() || S::MISS == Miss::Ram && !registry::any() {
-            return self.map_uniform(only, bytes);
-        }
-        // The usual case.
-        if let Some(only) = only {
-            let miss = self.source.miss();
-            let (run, len) = Self::find_run(self.client, self.slot, only, miss)?;
-            if len == only.len() {
-                self.run = run;
-                return self.map_alike(only, 0);
-            }
+            return self.map_uniform(bytes);
         }
         self.map_any(bytes)
     }
 
     /// Maps memory that is all of the kind of its first piece.
     #[inline]
-    fn map_uniform(&mut self, only: Option<PhysBvec>, bytes: usize) -> Result {
-        let first = only.or_else(|| self.source.next()).ok_or(EINVAL)?;
-        if (S::UNIFORM || self.source.is_uniform()) && Self::may_be_owned(first) {
-            let (run, len) = Self::find_run(self.client, self.slot, first, Miss::Ram)?;
+    fn map_uniform(&mut self, bytes: usize) -> Result {
+        let first = self.source.next().ok_or(EINVAL)?;
+        if (S::UNIFORM || self.source.is_uniform()) && Client::<B>::may_be_owned(first) {
+            let (run, len) = self.client.find_run::<S>(self.slot, first, Miss::Ram)?;
             if len != first.len() {
                 // The source says that all is alike, but a provider's range begins or ends in it.
                 return Err(self.undo(EFAULT));
             }
             self.run = run;
         }
-        // Only where it is known that it is one piece there is none behind it.
-        self.map_alike(first, if only.is_some() { 0 } else { bytes })
-    }
-
-    /// Whether `piece`, of a source that vouches for RAM, may not be RAM.
-    #[inline]
-    fn may_be_owned(piece: PhysBvec) -> bool {
-        match piece.kind() {
-            BvecKind::Ram => false,
-            BvecKind::Unknown => registry::may_own(piece),
-            BvecKind::Provider | BvecKind::Private => true,
-        }
+        self.map_alike(first, bytes)
     }
 
     /// Maps `first`, and all that follows: memory of one kind, `bytes` bytes of it.
     #[inline]
     fn map_alike(&mut self, first: PhysBvec, bytes: usize) -> Result {
-        // At least as long where it is the only piece.
-        let alone = first.len() as usize >= bytes;
         if !self.run.kind().is_mapped() {
             self.path = match self.run.kind() {
                 Kind::Internal => Path::Internal,
                 _ => Path::Bus,
             };
-            self.taken = alone;
-            if alone {
-                self.address(first);
-            } else {
-                self.ahead = Some(first);
-            }
+            self.ahead = Some(first);
             return Ok(());
         }
-        if alone {
+        if first.len() as usize >= bytes {
             return self.map_single(first);
         }
         let boundary = self.client.merge_boundary;
@@ -392,23 +282,12 @@ impl<'c, S: Source, B: Backend> Segments<'_, 'c, S, B> {
     /// Maps the only piece there is.
     #[inline]
     fn map_single(&mut self, piece: PhysBvec) -> Result {
-        let backend = self.client.backend;
-        let len = piece.len();
-        let memory = self.run.memory();
-
-        // SAFETY: It is a provider's memory that `self.slot` keeps; or who made the source has
-        // promised that it is RAM which stays allocated until `self.slot` is unmapped.
-        self.dma = unsafe { backend.map_phys(piece.phys(), len as usize, self.dir, memory) }
-            .inspect_err(|_| self.slot.unmap())?;
-        self.left = len as usize;
+        let one = self
+            .client
+            .map_alone(self.slot, piece, self.run, self.dir)?;
+        self.dma = one.dma;
+        self.left = piece.len() as usize;
         self.path = Path::Single;
-        self.slot.state = State::Single {
-            backend,
-            dma: self.dma,
-            len,
-            dir: self.dir,
-            memory,
-        };
         Ok(())
     }
 
@@ -444,7 +323,7 @@ impl<'c, S: Source, B: Backend> Segments<'_, 'c, S, B> {
             next = self.source.next();
             Some(piece)
         });
-        // SAFETY: As in `map_single`.
+        // SAFETY: As in `Client::map_alone`.
         unsafe { space.link_all(pieces, memory) }?;
         space.sync()
     }
@@ -479,7 +358,7 @@ impl<'c, S: Source, B: Backend> Segments<'_, 'c, S, B> {
         let len = piece.len();
         let memory = self.run.memory();
 
-        // SAFETY: As in `map_single`.
+        // SAFETY: As in `Client::map_alone`.
         let dma = unsafe { backend.map_phys(piece.phys(), len as usize, self.dir, memory) }
             .map_err(|e| self.undo(e))?;
         // A provider's memory is undone too where an IOMMU is in use, which RAM tells.
@@ -515,23 +394,6 @@ impl<'c, S: Source, B: Backend> Segments<'_, 'c, S, B> {
         }
     }
 
-    /// Finds out what `piece` is, and keeps it. Returns how many bytes of it are of that kind, too.
-    // Not a method: what is looked at here only stays in registers elsewhere.
-    #[inline(never)]
-    fn find_run(
-        client: &'c Client<'c, B>,
-        slot: &mut Mapping<'c, B>,
-        piece: PhysBvec,
-        miss: Miss,
-    ) -> Result<(Run, u32)> {
-        let guard = rcu::read_lock();
-        let found = Self::identify(client, piece, miss, &guard)?;
-        if let Some(attachment) = found.attachment {
-            Self::keep(client, slot, attachment, &guard)?;
-        }
-        Ok((found.run, found.piece.len()))
-    }
-
     /// Finds out what each piece is, keeps what is a provider's, and maps it as that demands.
     #[inline(never)]
     fn map_any(&mut self, bytes: usize) -> Result {
@@ -547,7 +409,7 @@ impl<'c, S: Source, B: Backend> Segments<'_, 'c, S, B> {
                 Err(e) => return Err(self.undo(e)),
             };
             if let Some(attachment) = next.attachment {
-                if let Err(e) = Self::keep(self.client, self.slot, attachment, &guard) {
+                if let Err(e) = self.client.keep(self.slot, attachment, &guard) {
                     return Err(self.undo(e));
                 }
             }
@@ -612,77 +474,15 @@ impl<'c, S: Source, B: Backend> Segments<'_, 'c, S, B> {
                 }));
             }
         }
-        let found = Self::identify(self.client, whole, self.source.miss(), guard)?;
+        let found = self
+            .client
+            .identify::<S>(whole, self.source.miss(), guard)?;
         self.ahead = whole.split(found.piece.len()).1;
         if let Some((first, last)) = found.memory {
             let run = found.run;
             self.hit = Some(Hit { first, last, run });
         }
         Ok(Some(found))
-    }
-
-    /// Finds out what the first part of `whole` is that is all of one kind.
-    #[inline(always)]
-    fn identify<'g>(
-        client: &Client<'_, B>,
-        whole: PhysBvec,
-        miss: Miss,
-        guard: &'g rcu::Guard,
-    ) -> Result<Classified<'g>> {
-        let vouched = miss == Miss::Ram;
-        let (owner, len) = match whole.kind() {
-            BvecKind::Ram if vouched => (None, whole.len()),
-            _ => registry::find(whole, guard),
-        };
-        let is_ram = vouched && matches!(whole.kind(), BvecKind::Ram | BvecKind::Unknown);
-        let (run, memory, attachment) = match owner {
-            None if is_ram => (Run::Ram, None, None),
-            None => return Err(EFAULT),
-            // Who has its pages was given it by its driver, which trusts what it has not given
-            // away; an address says nothing of that.
-            Some(owner) if owner.has_pages && !S::PAGES && !vouched => return Err(EFAULT),
-            Some(owner) => {
-                // SAFETY: We borrow the client, so it does not go.
-                let attachment = unsafe { Inner::attachment(owner, client.id, guard) }
-                    // It came when the memory was being revoked already.
-                    .ok_or(ENODEV)?;
-                // What is vouched for says nothing of what follows, unless all of it is.
-                let lasts = !owner.has_pages || S::PAGES || S::MISS == Miss::Ram;
-                match attachment.route {
-                    Ok((route, _)) => (
-                        Run::new(route, &owner.range),
-                        lasts.then_some((owner.range.first, owner.range.last)),
-                        Some(attachment),
-                    ),
-                    Err(refused) => {
-                        attachment.refuse(&owner.range);
-                        return Err(refused.into());
-                    }
-                }
-            }
-        };
-        Ok(Classified {
-            whole,
-            piece: whole.split(len).0,
-            run,
-            memory,
-            attachment,
-        })
-    }
-
-    /// Keeps a provider's memory until all is unmapped.
-    #[inline]
-    fn keep(
-        client: &'c Client<'c, B>,
-        slot: &mut Mapping<'c, B>,
-        attachment: ArcBorrow<'_, Attached>,
-        guard: &rcu::Guard,
-    ) -> Result {
-        if slot.keeps(&attachment) {
-            return Ok(());
-        }
-        let live = Live::new(&attachment, guard).ok_or(ENODEV)?;
-        slot.keep(live, &client.spill)
     }
 
     /// Makes all that has to be mapped one range of `bytes` bytes, if there is IOVA space.
@@ -701,7 +501,7 @@ impl<'c, S: Source, B: Backend> Segments<'_, 'c, S, B> {
                     None => return Ok(()),
                 },
             };
-            // SAFETY: As in `map_single`.
+            // SAFETY: As in `Client::map_alone`.
             unsafe { space.link(piece, run.memory()) }?;
         }
 
@@ -777,16 +577,4 @@ impl<'c, S: Source, B: Backend> Segments<'_, 'c, S, B> {
         while self.source.next().is_some() {}
         error
     }
-}
-
-/// A piece, and what it is.
-struct Classified<'g> {
-    /// The memory that it is the first part of.
-    whole: PhysBvec,
-    piece: PhysBvec,
-    run: Run,
-    /// The provider's memory that it was found in.
-    memory: Option<(PhysAddr, PhysAddr)>,
-    /// Of whose memory it is; [`None`] if that is kept already.
-    attachment: Option<ArcBorrow<'g, Attached>>,
 }

@@ -170,7 +170,7 @@ impl<'c, B: Backend> Mapping<'c, B> {
                 len,
                 dir,
                 memory,
-                // SAFETY: This is what `Segments::map_single` mapped, and it is forgotten below.
+                // SAFETY: This is what `Client::map_alone` mapped, and it is forgotten below.
             } => unsafe { backend.unmap_phys(*dma, *len as usize, *dir, *memory) },
             State::Spilled { backend, dir } => {
                 for note in self.notes() {

@@ -24,13 +24,13 @@ use super::{
     attachment::Live,
     dependents::Dependent,
     failures,
-    map::wide_dma,
     plan::Grid,
     provider::{
         Hold,
         Holder,
         Provider, //
     },
+    run::wide_dma,
     segment::{
         Origin,
         Path,
