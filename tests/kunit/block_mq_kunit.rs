@@ -46,6 +46,21 @@ use kernel::{
     }, //
 };
 
+/// Returns from the test with an error, and says where, if the condition does not hold.
+///
+/// Unlike a KUnit assertion it unwinds: threads end before what they borrow.
+macro_rules! check {
+    ($cond:expr) => {
+        if !$cond {
+            pr_err!("line {}: {}\n", line!(), stringify!($cond));
+            return Err(EINVAL);
+        }
+    };
+}
+
+#[path = "block_mq/batch.rs"]
+mod batch;
+
 module! {
     type: BlockMqKunit,
     name: "block_mq_kunit",
@@ -374,18 +389,6 @@ impl Operations for Driver {
             state.bad_maps.fetch_add(1, Relaxed);
         }
     }
-}
-
-/// Returns from the test with an error, and says where, if the condition does not hold.
-///
-/// Unlike a KUnit assertion it unwinds: threads end before what they borrow.
-macro_rules! check {
-    ($cond:expr) => {
-        if !$cond {
-            pr_err!("line {}: {}\n", line!(), stringify!($cond));
-            return Err(EINVAL);
-        }
-    };
 }
 
 fn tag_set(state: &Arc<State>, options: TagSetOptions) -> Result<Arc<TagSet<Driver>>> {

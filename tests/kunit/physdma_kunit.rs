@@ -28,6 +28,8 @@ mod mmap;
 #[cfg(CONFIG_FAILSLAB)]
 #[path = "physdma/nomem.rs"]
 mod nomem;
+#[path = "physdma/one.rs"]
+mod one;
 #[path = "physdma/pinned.rs"]
 mod pinned;
 #[cfg(CONFIG_PHYSDMA_PAGES_KUNIT_TEST)]
