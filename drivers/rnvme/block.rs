@@ -443,13 +443,13 @@ impl<'a, R: Regs + 'a> Ops<'a, R> {
         hw: &Hw<'a, R>,
         data: &mut Iod<'a>,
         tag: u16,
-        source: S,
+        mut source: S,
         bytes: u32,
         dir: DataDirection,
     ) -> Result<([u64; 2], Moved), Status> {
         let mut segments = hw
             .client
-            .map(&mut data.mapping, source, dir)
+            .map(&mut data.mapping, &mut source, dir)
             .map_err(|e| Self::mapping_failed(&hw.queue, e))?;
         let (mut own, mut others) = (false, false);
         let next = || {
