@@ -77,7 +77,7 @@ joins() {
 	"$HOOK")
 		link_project
 		echo '# CONFIG_PHYSDMA_PAGES_KUNIT_TEST is not set' >> "$FRAGMENT"
-		with 'PHYSDMA(_DEBUGFS|_IVSHMEM|_EDU|_KUNIT_TEST)?' RUST_KERNEL_DOCTESTS
+		with 'PHYSDMA(_DEBUGFS|_IVSHMEM|_EDU|_REFUSALS|_KUNIT_TEST)?' RUST_KERNEL_DOCTESTS
 		targets=(bzImage modules)
 		;;
 	pci-p2pdma-tell-the-provider-registry-of-memory-with-pages.patch)

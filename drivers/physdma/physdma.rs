@@ -19,6 +19,7 @@ use kernel::{
     physdma::{
         self,
         Provider,
+        Refused,
         Route,
         Traffic, //
     },
@@ -128,7 +129,11 @@ fn show_route(
         traffic.in_flight,
         traffic.refused
     ))?;
-    match traffic.route {
+    let route = match traffic.route {
+        Ok(_) if provider.is_revoked() => Err(Refused::Revoked),
+        route => route,
+    };
+    match route {
         Ok((Route::HostBridge, _)) => f.write_fmt(fmt!("host bridge\n")),
         Ok((Route::Bus { offset }, _)) => f.write_fmt(fmt!("bus address, offset {offset:#x}\n")),
         Ok((Route::Internal { bar, .. }, _)) => f.write_fmt(fmt!("internal, BAR {bar}\n")),

@@ -126,6 +126,10 @@ def configs() -> int:
                 part.add(f"kunit/{module}", "module", "skipped", 0, f"not built {name}")
         kunit.run_suites(part, kernel, built)
         kunit.run_doctests(part, kernel)
+        if path.stem == "PCI_P2PDMA":
+            routes = scenario.load(ROOT / "tests/qemu/routes.py")
+            scenario.run_whole(routes, lambda routes=routes, kernel=kernel, part=part: scenario.Run(
+                routes, "disabled", "rnvme", part, kernel, "qemu/routes/disabled"), part)
     if results.wanted("arm"):
         start = time.monotonic()
         build = subprocess.run([ROOT / "scripts/kernel.sh", "kernel-arm"], check=False,

@@ -21,6 +21,7 @@ import os
 import re
 import time
 
+from harness.operator import agrees, physdmactl, rows
 from harness.scenario import Skip
 from harness.topology import Ivshmem, Machine, Ssd
 from harness.vm import VmError
@@ -277,6 +278,17 @@ def run(t):
                 at = len(t.vm.log())
                 unbound(third, way=way,
                         meanwhile=lambda: t.vm.wait_for(said, after=at, limit=30))
+
+        with t.case("an operator sees that it goes"):
+            def seen():
+                pair = (third.address, third.bar, client.address)
+                assert rows(t)[pair][2] == "refused: the provider is gone", rows(t)
+                agrees(t)
+                _, listed = physdmactl(t, "providers")
+                state, = (row["state"] for row in listed if row["provider"] == third.address)
+                assert state == "revoked", listed
+
+            unbound(third, meanwhile=seen)
 
     def surprised(memory, seconds=0.1):
         """It answers no more, and then the kernel is told."""

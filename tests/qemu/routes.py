@@ -7,13 +7,9 @@ debugfs and physdmactl, which an operator asks before anybody tries.
 The modes are the machines; the KUnit modules log verdicts and routes.
 """
 
-import json
 import re
-import subprocess
-import tempfile
-from pathlib import Path
 
-from harness import ROOT
+from harness.operator import agrees, failures, physdmactl, rows, show
 from harness.topology import Edu, Ivshmem, Machine, Ssd
 from harness.vm import CommandError
 
@@ -47,12 +43,23 @@ MACHINES = {
                                append=[f"pci=disable_acs_redir={PORT}"]),
                           "BusAddress, distance 2", BUS, MASK),
 }
-MODES = list(MACHINES)
+MODES = [*MACHINES, "refusals"]
 # The RAM is too little for a kernel full of checks.
 KERNELS = ["kernel", "kernel-kind"]
 
 
+# What no machine has.
+APART_TWO = "host bridge 8086:2f00 is on the kernel's list only for devices that are both below " \
+    "it: move one"
+NOT_PCI = "the client is not a PCI device"
+DISABLED = "the kernel is built without CONFIG_PCI_P2PDMA"
+HIDDEN = "other devices cannot access the provider's BARs"
+
+
 def machine(mode):
+    if mode in ("refusals", "disabled"):
+        return Machine(iommu="off", devices=[Ivshmem(), Ivshmem(size_mb=4),
+                                             Edu(port=True, dma_bits=32)])
     # RAM has to fit 28 bits too, where nothing translates.
     made = Machine(memory="256M", **MACHINES[mode][0])
     if mode.startswith("redirect"):
@@ -77,6 +84,8 @@ def logged(t, module, suite, pattern):
 
 
 def run(t):
+    if t.mode in ("refusals", "disabled"):
+        return {"refusals": refusals, "disabled": disabled}[t.mode](t)
     _, verdict, wide, narrow = MACHINES[t.mode]
     memory = [device for device in t.machine.devices if isinstance(device, Ivshmem)]
     providers = [t.machine.address(device) for device in memory]
@@ -108,53 +117,6 @@ def run(t):
         assert len(said) == len(providers) * (len(providers) + 1), said
 
     operator(t, providers, edu, ssds, wide, narrow)
-
-
-def show(t, file):
-    return t.vm.sh(f"cat /sys/kernel/debug/physdma/{file}").splitlines()
-
-
-def rows(t):
-    """The matrix: (provider, BAR, client) -> hops, mapped, in flight, refused; route."""
-    table = {}
-    for line in show(t, "routes")[1:]:
-        provider, bar, client, hops, mapped, in_flight, refused, way = line.split(None, 7)
-        table[provider, int(bar), client] = \
-            hops, [int(mapped), int(in_flight), int(refused)], way
-    return table
-
-
-def failures(t):
-    return {name: int(times) for name, times in (line.split() for line in show(t, "errors"))}
-
-
-def physdmactl(t, *words):
-    """What the tool makes of the same files, on the host: its exit code, and what it says."""
-    with tempfile.TemporaryDirectory() as directory:
-        for file in "providers", "routes", "errors":
-            Path(directory, file).write_text("\n".join([*show(t, file), ""]))
-        done = subprocess.run([ROOT / "tools/physdmactl/physdmactl", "--json", "--debugfs", directory,
-                               *words], capture_output=True, text=True, check=False)
-        assert not done.stderr or done.returncode == 2, done.stderr
-        return done.returncode, json.loads(done.stdout) if done.returncode != 2 else done.stderr
-
-
-def agrees(t):
-    """Fails unless physdmactl says of routes and errors what the files have."""
-    _, listed = physdmactl(t, "routes")
-    table = {(row["provider"], row["bar"], row["client"]): row for row in listed}
-    expected = rows(t)
-    assert set(table) == set(expected), listed
-    for pair, (hops, counts, way) in expected.items():
-        row = table[pair]
-        assert [row["mapped"], row["in_flight"], row["refused"]] == counts, row
-        assert row["hops"] == (None if hops == "-" else int(hops)), row
-        joint = ": " if row["route"] == "refused" else ", "
-        assert joint.join(filter(None, (row["route"], row["detail"]))) == way, row
-        code, answer = physdmactl(t, "why", pair[2].removeprefix("0000:"), f"{pair[0]}/{pair[1]}")
-        assert answer == [row] and code == (row["route"] == "refused"), answer
-    _, errors = physdmactl(t, "errors")
-    assert {row["errno"]: row["times"] for row in errors} == failures(t), errors
 
 
 def operator(t, providers, edu, ssds, wide, narrow):
@@ -239,3 +201,47 @@ def operator(t, providers, edu, ssds, wide, narrow):
         t.vm.unload("physdma_edu", "physdma_ivshmem", *(["rnvme"] if ssds else []))
         assert [len(show(t, file)) for file in ("providers", "routes")] == [1, 1]
         t.vm.unload("physdma")
+
+
+def disabled(t):
+    """On a kernel that allows no transfer between devices: `make test-configs` runs it."""
+    first, second, edu = (t.machine.address(device) for device in t.machine.devices)
+
+    with t.case("reasons"):
+        for module in "physdma", "physdma_ivshmem":
+            t.vm.load(module)
+        t.vm.load("physdma_edu", "dma_bits=32")
+        ways = {pair: way for pair, (_, _, way) in rows(t).items()}
+        assert ways == {(provider, 2, edu): f"refused: {DISABLED}"
+                        for provider in (first, second)}, ways
+        agrees(t)
+        t.vm.unload("physdma_edu", "physdma_ivshmem", "physdma")
+
+
+def refusals(t):
+    """The reasons that no machine gives."""
+    first, hidden, edu = (t.machine.address(device) for device in t.machine.devices)
+
+    with t.case("reasons"):
+        t.vm.load("physdma")
+        t.vm.load("physdma_ivshmem")
+        # From now on its BARs are not for others, which a driver is told when it binds.
+        t.vm.load("physdma_refusals", f"hidden={int(hidden[5:7], 16) << 8}")
+        t.vm.load("physdma_edu", "dma_bits=32")
+        ways = {pair: way for pair, (_, _, way) in rows(t).items()}
+        clients = {"physdma_faux": (NOT_PCI, HIDDEN), "physdma_apart": (APART_TWO, APART_TWO),
+                   edu: (None, HIDDEN)}
+        assert ways == {(provider, 2, client): f"refused: {why}" if why else BRIDGE
+                        for client, reasons in clients.items()
+                        for provider, why in zip((first, hidden), reasons)}, ways
+        agrees(t)
+
+    with t.case("memory that nobody may open"):
+        at = len(t.vm.log())
+        driver = "/sys/bus/pci/drivers/physdma_ivshmem"
+        said = t.vm.sh(f"echo {hidden} > {driver}/unbind; echo {hidden} > {driver}/bind",
+                       check=False)
+        assert re.search(rf"{hidden}: cannot open .* to other devices: EOPNOTSUPP", t.vm.log()[at:]), \
+            said
+        assert {provider for provider, *_ in rows(t)} == {first}
+        t.vm.unload("physdma_edu", "physdma_refusals", "physdma_ivshmem", "physdma")

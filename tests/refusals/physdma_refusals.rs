@@ -1,0 +1,234 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Clients that reach no memory, for reasons that no machine of the tests gives.
+//!
+//! - `physdma_faux` is a real client that is not a PCI device.
+//! - `physdma_apart` says that it is below another host bridge than the memory, and that such a
+//!   bridge is on the kernel's list for devices that are both below it. Only some of Intel's are,
+//!   which QEMU does not have.
+//!
+//! The BARs of the device that the parameter `hidden` names, as bus times 256 and function, are
+//! said not to be for others, as a quirk says of real ones.
+
+use kernel::{
+    bindings,
+    device::{
+        Bound,
+        Device, //
+    },
+    dma::{
+        DataDirection,
+        DmaAddress,
+        DmaMask, //
+    },
+    faux,
+    io::PhysAddr,
+    pci::{
+        p2pdma::{
+            HostBridge,
+            Unsupported, //
+        },
+        Vendor, //
+    },
+    physdma::{
+        Backend,
+        BarRange,
+        Client,
+        Dma,
+        Iova,
+        Limits,
+        Memory,
+        Refused,
+        Route,
+        Topology, //
+    },
+    prelude::*,
+    sync::{
+        aref::ARef,
+        Arc, //
+    }, //
+};
+
+module! {
+    type: Refusals,
+    name: "physdma_refusals",
+    authors: ["The physdma authors"],
+    description: "Clients that reach no memory",
+    license: "GPL",
+    params: {
+        hidden: u16 {
+            default: 0,
+            description: "Bus * 256 + device * 8 + function of the device whose BARs are hidden",
+        },
+    },
+}
+
+const LIMITS: Limits = Limits {
+    max_segment_bytes: u32::MAX,
+    boundary_mask: u64::MAX,
+    max_segments: 1,
+};
+
+/// The host bridge of a Xeon, which is on the kernel's list for devices below it.
+const BRIDGE: HostBridge = HostBridge {
+    vendor: Vendor::INTEL,
+    device: 0x2f00,
+};
+
+/// A device that is below another host bridge than any memory.
+struct Apart(ARef<Device>);
+
+impl Topology for Apart {
+    fn device(&self) -> Option<&Device> {
+        Some(&self.0)
+    }
+
+    fn route(&self, _memory: &BarRange) -> Result<(Route, u32), Refused> {
+        Err(Refused::Topology(Unsupported::TwoHostBridges(Some(BRIDGE))))
+    }
+}
+
+/// The kernel's DMA API, for a device that is elsewhere.
+#[derive(Clone, Copy)]
+struct Elsewhere {
+    dma: Dma<'static>,
+    dev: &'static Device<Bound>,
+}
+
+impl Backend for Elsewhere {
+    fn merge_boundary(self) -> u64 {
+        self.dma.merge_boundary()
+    }
+
+    fn max_mapping_size(self) -> usize {
+        self.dma.max_mapping_size()
+    }
+
+    fn try_alloc(self, phys: PhysAddr, size: usize) -> Option<Iova> {
+        self.dma.try_alloc(phys, size)
+    }
+
+    unsafe fn link(
+        self,
+        iova: &mut Iova,
+        phys: PhysAddr,
+        offset: usize,
+        len: usize,
+        dir: DataDirection,
+        memory: Memory,
+    ) -> Result {
+        // SAFETY: By the safety requirements.
+        unsafe { self.dma.link(iova, phys, offset, len, dir, memory) }
+    }
+
+    unsafe fn sync(self, iova: &mut Iova, len: usize) -> Result {
+        // SAFETY: By the safety requirements.
+        unsafe { self.dma.sync(iova, len) }
+    }
+
+    unsafe fn destroy(self, iova: &mut Iova, linked: usize, dir: DataDirection, memory: Memory) {
+        // SAFETY: By the safety requirements.
+        unsafe { self.dma.destroy(iova, linked, dir, memory) }
+    }
+
+    unsafe fn map_phys(
+        self,
+        phys: PhysAddr,
+        len: usize,
+        dir: DataDirection,
+        memory: Memory,
+    ) -> Result<DmaAddress> {
+        // SAFETY: By the safety requirements.
+        unsafe { self.dma.map_phys(phys, len, dir, memory) }
+    }
+
+    unsafe fn unmap_phys(self, dma: DmaAddress, len: usize, dir: DataDirection, memory: Memory) {
+        // SAFETY: By the safety requirements.
+        unsafe { self.dma.unmap_phys(dma, len, dir, memory) }
+    }
+
+    fn need_unmap(self) -> bool {
+        self.dma.need_unmap()
+    }
+
+    fn coherent(self) -> bool {
+        self.dma.coherent()
+    }
+
+    fn topology(self) -> Result<Arc<dyn Topology>> {
+        let dev: &Device = self.dev;
+        Ok(Arc::new(Apart(dev.into()), GFP_KERNEL)?)
+    }
+}
+
+/// A device whose BARs are hidden, until this is dropped.
+struct Hidden(*mut bindings::pci_dev);
+
+// SAFETY: It is a reference to a device, which may be put anywhere.
+unsafe impl Send for Hidden {}
+// SAFETY: Nobody does anything with a reference to it.
+unsafe impl Sync for Hidden {}
+
+impl Hidden {
+    fn new(at: u16) -> Result<Self> {
+        // SAFETY: Any numbers will do.
+        let pdev = unsafe {
+            bindings::pci_get_domain_bus_and_slot(0, u32::from(at >> 8), u32::from(at & 0xff))
+        };
+        if pdev.is_null() {
+            return Err(ENODEV);
+        }
+        // SAFETY: The device is there, and the test does nothing else with it meanwhile.
+        unsafe { (*pdev).set_non_mappable_bars(1) };
+        Ok(Self(pdev))
+    }
+}
+
+impl Drop for Hidden {
+    fn drop(&mut self) {
+        // SAFETY: As in `new()`, which took a reference.
+        unsafe {
+            (*self.0).set_non_mappable_bars(0);
+            bindings::pci_dev_put(self.0);
+        }
+    }
+}
+
+// Clients are dropped before their devices.
+struct Refusals {
+    _faux: Client<'static>,
+    _apart: Client<'static, Elsewhere>,
+    _devices: [faux::Registration; 2],
+    _hidden: Option<Hidden>,
+}
+
+fn device(name: &CStr) -> Result<(faux::Registration, &'static Device<Bound>)> {
+    let mut device = faux::Registration::new(name, None)?;
+    device.set_dma_mask(DmaMask::new::<64>())?;
+    let dev: &faux::Device<Bound> = device.as_ref();
+    let dev: &Device<Bound> = dev.as_ref();
+    // SAFETY: It is used by a client, which is dropped before the device.
+    let dev = unsafe { &*core::ptr::from_ref(dev) };
+    Ok((device, dev))
+}
+
+impl kernel::Module for Refusals {
+    fn init(_module: &'static ThisModule) -> Result<Self> {
+        let hidden = match module_parameters::hidden.value() {
+            0 => None,
+            at => Some(Hidden::new(at)?),
+        };
+        let (faux, dev) = device(c"physdma_faux")?;
+        let not_pci = Client::new(dev, LIMITS)?;
+        let (other, dev) = device(c"physdma_apart")?;
+        let dma = Dma::new(dev);
+        let apart = Client::with_backend(Elsewhere { dma, dev }, LIMITS)?;
+
+        Ok(Self {
+            _faux: not_pci,
+            _apart: apart,
+            _devices: [faux, other],
+            _hidden: hidden,
+        })
+    }
+}
