@@ -96,6 +96,7 @@ def run(t):
     else:
         peer_to_peer(t, s)
         happens(t, s)
+        counters(t, s)
     with t.case("unload"):
         t.vm.unload("rnvme", "physdma_bios", "physdma_ivshmem", "physdma")
 
@@ -140,6 +141,37 @@ def happens(t, s):
         mapped, unmapped = s.watch(2, lambda: t.vm.sh(read))
         assert (mapped["client"], mapped["path"]) == (s.clients[1], "single"), mapped
         assert unmapped["mapping"] == mapped["mapping"], unmapped
+
+
+def counters(t, s):
+    """Each number of the three files, while it is not zero."""
+    def provider():
+        _, (row,) = s.ask("providers")
+        line, = t.vm.sh("sed 1d /sys/kernel/debug/physdma/providers").splitlines()
+        words = line.split(maxsplit=9)
+        seen = row["in_flight"], row["cpu_maps"], row["bios"]
+        assert tuple(map(int, words[6:9])) == seen, (line, row)
+        assert words[9:] == ([", ".join(row["holders"])] if row["holders"] else []), (line, row)
+        return *seen, row["holders"]
+
+    with t.case("who has the memory?"):
+        assert provider() == (0, 0, 0, []), provider()
+        t.vm.load("physdma_refusals", f"kept={s.first}")
+        assert provider() == (1, 1, 0, ["physdma_refusals"]), provider()
+        t.vm.unload("physdma_refusals")
+        assert provider() == (0, 0, 0, []), provider()
+        # The disk answers the second one in an hour.
+        limits = {key: 0 for key in ("bps_rd", "bps_wr", "iops", "iops_rd", "iops_wr")}
+        t.vm.qmp("block_set_io_throttle", device="nvme0n1", bps=1, **limits)
+        s.read()
+        t.vm.sh(f"{{ echo read {s.disks[0]} 0 {s.first:#x}:4096 | dd of={IO} status=none; "
+                "echo $? > /tmp/ended; } & sleep 0.5")
+        assert provider() == (1, 0, 1, []), "nothing is withheld"
+        _, listed = s.ask(f"why {s.clients[0]} {s.provider}")
+        assert [row["in_flight"] for row in listed] == [1], listed
+        t.vm.qmp("block_set_io_throttle", device="nvme0n1", bps=0, **limits)
+        t.vm.sh("for try in $(seq 100); do [ -s /tmp/ended ] && exit; sleep 0.1; done; exit 1")
+        assert provider() == (0, 0, 0, []), provider()
 
 
 def refused(t, s):

@@ -244,4 +244,14 @@ def refusals(t):
         assert re.search(rf"{hidden}: cannot open .* to other devices: EOPNOTSUPP", t.vm.log()[at:]), \
             said
         assert {provider for provider, *_ in rows(t)} == {first}
-        t.vm.unload("physdma_edu", "physdma_refusals", "physdma_ivshmem", "physdma")
+        t.vm.unload("physdma_edu", "physdma_refusals", "physdma_ivshmem")
+
+    with t.case("each errno"):
+        t.vm.load("physdma_kunit")
+        for suite in "physdma_one", "physdma_mixed", "physdma_premap", "physdma_revoke":
+            t.vm.sh(f"echo 1 > /sys/kernel/debug/kunit/{suite}/run")
+        t.vm.unload("physdma_kunit")
+        agrees(t)
+        times = failures(t)
+        assert len(times) == 6 and all(times.values()), times
+        t.vm.unload("physdma")

@@ -9,6 +9,9 @@
 //!
 //! The BARs of the device that the parameter `hidden` names, as bus times 256 and function, are
 //! said not to be for others, as a quirk says of real ones.
+//!
+//! The first page of the provider's memory at the physical address that the parameter `kept` gives
+//! is mapped for the CPU.
 
 use kernel::{
     bindings,
@@ -23,6 +26,7 @@ use kernel::{
     },
     faux,
     io::PhysAddr,
+    new_mutex,
     pci::{
         p2pdma::{
             HostBridge,
@@ -31,21 +35,27 @@ use kernel::{
         Vendor, //
     },
     physdma::{
+        provider_of,
         Backend,
         BarRange,
         Client,
         Dma,
+        Hold,
+        Holder,
         Iova,
         Limits,
         Memory,
+        PhysBvec,
         Refused,
         Route,
-        Topology, //
+        Topology,
+        Window, //
     },
     prelude::*,
     sync::{
         aref::ARef,
-        Arc, //
+        Arc,
+        Mutex, //
     }, //
 };
 
@@ -59,6 +69,10 @@ module! {
         hidden: u16 {
             default: 0,
             description: "Bus * 256 + device * 8 + function of the device whose BARs are hidden",
+        },
+        kept: u64 {
+            default: 0,
+            description: "Physical address of memory to be mapped for the CPU",
         },
     },
 }
@@ -194,8 +208,35 @@ impl Drop for Hidden {
     }
 }
 
+/// Memory that is mapped for the CPU until it goes.
+#[pin_data]
+struct Keeper {
+    #[pin]
+    window: Mutex<Option<Window>>,
+}
+
+impl Holder for Keeper {
+    fn name(&self) -> &CStr {
+        c"physdma_refusals"
+    }
+
+    fn revoke(&self) {
+        *self.window.lock() = None;
+    }
+}
+
+fn keep(phys: u64) -> Result<(Arc<Keeper>, Hold)> {
+    let piece = PhysBvec::new(phys, 1).ok_or(EINVAL)?;
+    let provider = provider_of(piece)?.ok_or(ENODEV)?;
+    let keeper = Arc::pin_init(pin_init!(Keeper { window <- new_mutex!(None) }), GFP_KERNEL)?;
+    let hold = provider.hold(keeper.clone())?;
+    *keeper.window.lock() = Some(provider.window(0, 0x1000)?);
+    Ok((keeper, hold))
+}
+
 // Clients are dropped before their devices.
 struct Refusals {
+    kept: Option<(Arc<Keeper>, Hold)>,
     _faux: Client<'static>,
     _apart: Client<'static, Elsewhere>,
     _devices: [faux::Registration; 2],
@@ -218,6 +259,10 @@ impl kernel::Module for Refusals {
             0 => None,
             at => Some(Hidden::new(at)?),
         };
+        let kept = match module_parameters::kept.value() {
+            0 => None,
+            phys => Some(keep(phys)?),
+        };
         let (faux, dev) = device(c"physdma_faux")?;
         let not_pci = Client::new(dev, LIMITS)?;
         let (other, dev) = device(c"physdma_apart")?;
@@ -225,10 +270,19 @@ impl kernel::Module for Refusals {
         let apart = Client::with_backend(Elsewhere { dma, dev }, LIMITS)?;
 
         Ok(Self {
+            kept,
             _faux: not_pci,
             _apart: apart,
             _devices: [faux, other],
             _hidden: hidden,
         })
+    }
+}
+
+impl Drop for Refusals {
+    fn drop(&mut self) {
+        if let Some((keeper, _)) = &self.kept {
+            keeper.revoke();
+        }
     }
 }

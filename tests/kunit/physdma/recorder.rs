@@ -80,7 +80,7 @@ pub(crate) enum Call {
     },
 }
 
-/// The errno with which the recorder fails a call.
+/// The errno with which the recorder fails a call, unless told otherwise.
 pub(crate) const FAULT: Error = ENOSPC;
 
 /// A device that can take about anything.
@@ -176,6 +176,8 @@ pub(crate) struct Recorder {
     broken: Cell<bool>,
     /// How many calls that can fail will work.
     good: Cell<usize>,
+    /// With which errno those fail that do not.
+    pub(crate) fault: Cell<Error>,
     /// How much was undone.
     undone: Atomic<usize>,
     pub(crate) granule: Cell<u64>,
@@ -208,6 +210,7 @@ impl Recorder {
             memories: RefCell::new(KVec::new()),
             broken: Cell::new(false),
             good: Cell::new(usize::MAX),
+            fault: Cell::new(FAULT),
             undone: Atomic::new(0),
             granule: Cell::new(0xfff),
             has_iova: Cell::new(true),
@@ -320,7 +323,7 @@ impl Recorder {
     }
 
     fn fault(&self) -> Result {
-        let left = self.good.get().checked_sub(1).ok_or(FAULT)?;
+        let left = self.good.get().checked_sub(1).ok_or(self.fault.get())?;
         self.good.set(left);
         Ok(())
     }
