@@ -9,7 +9,9 @@
  * pieces of that, too. The client is QEMU's pci-testdev, and then the ivshmem
  * itself. Otherwise they are for RAM. With lookups=1 it is measured what the
  * look-up of an address costs; with times= nothing, for those who count what the
- * IOMMU is asked to do meanwhile.
+ * IOMMU is asked to do meanwhile. With growth=1 it is measured how the cost grows
+ * with the pieces of a request; on more than one processor, how often two of them
+ * can do it at once.
  *
  * Run where time is instructions (QEMU's -icount shift=0), the numbers are
  * instructions per call, and repeat.
@@ -26,8 +28,8 @@
 #include <linux/pci-p2pdma.h>
 
 #include "bench.h"
+#include "ways.h"
 
-#define MAX_PAGES	256
 #define ROUNDS		400
 #define USES		64
 #define P2P_BYTES	SZ_512K
@@ -48,50 +50,13 @@ static unsigned int shape;
 module_param(shape, uint, 0444);
 MODULE_PARM_DESC(shape, "The number of that request's shape");
 
+static bool growth;
+module_param(growth, bool, 0444);
+MODULE_PARM_DESC(growth, "Measure requests of 1 to 256 pieces of RAM, and on two processors at once");
+
 static bool peer;
 module_param(peer, bool, 0444);
 MODULE_PARM_DESC(peer, "Let the C stack do it");
-
-struct piece {
-	dma_addr_t addr;
-	u32 len;
-};
-
-struct bench {
-	struct device *dev;
-	struct blk_mq_tag_set set;
-	struct request_queue *q;
-
-	/* Chunks that lie together in memory, and pages that do not. */
-	struct page *chunk;
-	struct page *scattered[MAX_PAGES];
-
-	void *layer;
-	/* The request's pieces, where there are no pages. */
-	struct physdma_bvec list[MAX_PAGES];
-	unsigned int nr;
-
-	/* What nvme keeps in its struct nvme_iod. */
-	struct dma_iova_state state;
-	mempool_t *pool;
-	struct piece *pieces;
-	unsigned int nr_pieces;
-	enum pci_p2pdma_map_type map;
-	dma_addr_t single;
-	size_t total;
-
-	/* The requests are for memory of another device. */
-	bool paged;
-	/* What the layer has just been seen to need. */
-	u64 mapped;
-};
-
-/* A way to map a request; returns the bytes that the device would be told of. */
-struct way {
-	const char *name;
-	size_t (*map)(struct bench *b, struct request *rq, unsigned int *segs);
-	void (*unmap)(struct bench *b, struct request *rq);
-};
 
 static size_t layer_map(struct bench *b, struct request *rq,
 			unsigned int *segs)
@@ -191,9 +156,9 @@ static void nothing_unmap(struct bench *b, struct request *rq)
 {
 }
 
-static const struct way layer = { "physdma", layer_map, layer_unmap };
+const struct way layer = { "physdma", layer_map, layer_unmap };
 static const struct way layer_list = { "physdma without pages", layer_map_list, layer_unmap };
-static const struct way nvme = { "blk_rq_dma_map_iter", nvme_map, nvme_unmap };
+const struct way nvme = { "blk_rq_dma_map_iter", nvme_map, nvme_unmap };
 /* A peer that does nothing must be found out. */
 static const struct way nothing = { "nothing", nothing_map, nothing_unmap };
 
@@ -241,15 +206,6 @@ static int run_premapped(struct bench *b, const char *name, const char *what, u3
 	return ret;
 }
 
-struct shape {
-	const char *name;
-	unsigned int pages;
-	bool scattered;
-	unsigned int offset;	/* of the first byte in its page */
-	unsigned int bytes;
-	bool p2p;		/* also with memory of another device */
-};
-
 static const struct shape shapes[] = {
 	{ "4K", 1, false, 0, SZ_4K, true },
 	{ "16K contiguous", 4, false, 0, SZ_16K },
@@ -259,7 +215,7 @@ static const struct shape shapes[] = {
 	{ "120K in 31 pages, unaligned ends", 31, true, 0x800, 30 * SZ_4K },
 };
 
-static struct request *make_request(struct bench *b, const struct shape *s)
+struct request *make_request(struct bench *b, const struct shape *s)
 {
 	unsigned int left = s->bytes, offset = s->offset, i;
 	struct request *rq;
@@ -295,7 +251,7 @@ free_rq:
 	return ERR_PTR(-ENOMEM);
 }
 
-static void free_request(struct request *rq)
+void free_request(struct request *rq)
 {
 	struct bio *bio = rq->bio;
 
@@ -305,25 +261,8 @@ static void free_request(struct request *rq)
 	blk_mq_free_request(rq);
 }
 
-/* A way, and a request to map. */
-struct trial {
-	const struct way *way;
-	struct bench *b;
-	struct request *rq;
-	unsigned int segs;
-	size_t bytes;
-};
-
-static __always_inline void map_unmap(void *data)
-{
-	struct trial *t = data;
-
-	t->bytes = t->way->map(t->b, t->rq, &t->segs);
-	t->way->unmap(t->b, t->rq);
-}
-
 /* Whether the device was told of as many bytes as the request has. */
-static bool maps(struct trial *t)
+bool maps(struct trial *t)
 {
 	t->bytes = t->way->map(t->b, t->rq, &t->segs);
 	if (t->bytes != blk_rq_payload_bytes(t->rq))
@@ -424,6 +363,18 @@ static int run_shape(struct bench *b, const struct shape *s, const char *what, p
 	return ret;
 }
 
+/* The cost of a request by how many pieces it has. */
+static int run_pieces(struct bench *b, unsigned int pages)
+{
+	struct shape s = { "pieces", pages, true, 0, pages * SZ_4K };
+	char name[16];
+
+	snprintf(name, sizeof(name), "%u pieces", pages);
+	s.name = name;
+	/* Where time is not instructions, it says nothing. */
+	return num_online_cpus() > 1 ? 0 : run_shape(b, &s, "RAM", 0);
+}
+
 static blk_status_t never_queued(struct blk_mq_hw_ctx *hctx,
 				 const struct blk_mq_queue_data *bd)
 {
@@ -494,7 +445,11 @@ static int run(struct bench *b, struct device *dev, struct device *theirs, const
 		goto free_queue;
 	}
 
-	for (i = 0; i < ARRAY_SIZE(shapes) && !ret; i++)
+	for (i = 1; growth && i <= MAX_PAGES && !ret; i *= 2)
+		ret = run_pieces(b, i);
+	if (growth && !ret && num_online_cpus() > 1)
+		ret = run_cpus(b);
+	for (i = 0; !growth && i < ARRAY_SIZE(shapes) && !ret; i++)
 		if ((shapes[i].p2p || !what) && (!times || i == shape))
 			ret = run_shape(b, &shapes[i], what ?: "RAM", base);
 

@@ -61,6 +61,7 @@ int bench_lookups(struct pci_dev *pdev);
 
 /* layer.rs: the same through kernel::physdma. */
 void *bench_layer_new(struct device *dev, u16 max_segments);
+void *bench_layer_twin(void *layer);
 void bench_layer_free(void *layer);
 size_t bench_layer_map(void *layer, struct request *rq, unsigned int *segments);
 size_t bench_layer_map_list(void *layer, const struct physdma_bvec *list,

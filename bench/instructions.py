@@ -34,9 +34,10 @@ KERNEL, KIND = BUILD / "kernel", BUILD / "kernel-kind"
 
 
 def bench(machine: Machine, name: str, prepare=lambda vm: None, parameters: str = "",
-          kernel: Path = KERNEL) -> str:
-    """Runs the benchmark in a machine where time is instructions. Returns its log."""
-    machine.icount = True
+          kernel: Path = KERNEL, icount: bool = True) -> str:
+    """Runs the benchmark in a machine, where time is instructions unless told otherwise. Returns
+    its log."""
+    machine.icount = icount
     machine.append.append("kunit.autorun=0")
     name = f"bench/{name}{'-kind' if kernel == KIND else ''}"
     with Vm(machine, name, kernel=kernel, limit=560) as vm:

@@ -30,14 +30,15 @@ use kernel::{
         ReqBvecs,
         Source, //
     },
-    prelude::*, //
+    prelude::*,
+    sync::Arc, //
 };
 
 /// A client, and the place where a request's private data would hold its mapping.
 pub struct Layer {
     // Declared, and thus dropped, before the client that it borrows.
     mapping: Mapping<'static>,
-    client: KBox<Client<'static>>,
+    client: Arc<Client<'static>>,
 }
 
 /// Makes a client of `dev`. Returns null on failure.
@@ -61,7 +62,7 @@ pub unsafe extern "C" fn bench_layer_new(
         Ok(KBox::new(
             Layer {
                 mapping: Mapping::default(),
-                client: KBox::new(Client::new(dev, limits)?, GFP_KERNEL)?,
+                client: Arc::new(Client::new(dev, limits)?, GFP_KERNEL)?,
             },
             GFP_KERNEL,
         )?)
@@ -69,7 +70,22 @@ pub unsafe extern "C" fn bench_layer_new(
     layer().map_or(core::ptr::null_mut(), KBox::into_raw)
 }
 
-/// Undoes `bench_layer_new`.
+/// The same client again, for another request. Returns null on failure.
+///
+/// # Safety
+///
+/// `layer` comes from `bench_layer_new`.
+#[no_mangle]
+pub unsafe extern "C" fn bench_layer_twin(layer: *mut Layer) -> *mut Layer {
+    let twin = Layer {
+        mapping: Mapping::default(),
+        // SAFETY: By the safety requirements.
+        client: unsafe { (*layer).client.clone() },
+    };
+    KBox::new(twin, GFP_KERNEL).map_or(core::ptr::null_mut(), KBox::into_raw)
+}
+
+/// Undoes `bench_layer_new` or `bench_layer_twin`.
 ///
 /// # Safety
 ///

@@ -25,6 +25,11 @@ MEANINGS = {
                  "mapped before, as parts of what it takes to map and unmap it.",
     "look-up": "Instructions to find out whose memory an address is, by how many ranges there are, "
                "beside C's look-up in the same tree alone.",
+    "growth": "Instructions to map and unmap a request by the number of pieces that it has, beside "
+              "the C stack. Both scales are logarithmic.",
+    "two processors": "How many times as many requests two processors map and unmap for one device "
+                      "as one does, beside the C stack: two is the most that there can be. These "
+                      "are times, of processors that are emulated.",
     "premapped reads": "A program's reads of 4 KiB from rnvme behind a strict IOMMU: into registered "
                        "buffers, as parts of reads into buffers that are mapped for each.",
     "IOMMU": "What the IOMMU is asked to do for one request, behind a strict IOMMU.",
@@ -69,20 +74,37 @@ plot $data using ($2/2):1:($2/2):(0.35):yticlabels(4) with boxxyerror lc rgb '#4
      '' using 2:1:($3/2) with xerrorbars lc rgb '#222222' pt 0""", data)
 
 
-def growth(rows):
+def look_ups(rows):
     """Instructions of a look-up among so many ranges."""
     points = [(int(row["config"].split()[0]), row["physdma"], row["peer"]) for row in rows
               if row["name"] != "RAM"]
-    data = "".join(f"{ranges} {ours} {theirs or 'NaN'}\n" for ranges, ours, theirs in points)
-    return plot("""360
+    return lines(points, "ranges", "physdma", "mtree load() alone", "")
+
+
+def growth(rows):
+    """Instructions of a map and unmap of so many pieces, one plot for each configuration."""
+    drawn = ""
+    for config in dict.fromkeys(row["config"] for row in rows):
+        points = [(int(row["name"].split()[0]), row["physdma"], row["peer"]) for row in rows
+                  if row["config"] == config]
+        drawn += f"<p>{html.escape(config)}</p>" + \
+            lines(points, "pieces", "physdma", "C", "set logscale y")
+    return drawn
+
+
+def lines(points, what, ours, theirs, more):
+    """Two lines: instructions by how much there is of something."""
+    data = "".join(f"{x} {y} {z or 'NaN'}\n" for x, y, z in points)
+    return plot(f"""360
 set logscale x 2
-set yrange [0:*]
+set yrange [{1 if more else 0}:*]
 set grid
 set key left top
-set xlabel 'ranges'
+set xlabel '{what}'
 set ylabel 'instructions'
-plot $data using 1:2 with linespoints lw 2 pt 7 title 'physdma', \\
-     '' using 1:3 with linespoints lw 2 pt 7 title 'mtree load() alone'""", data)
+{more}
+plot $data using 1:2 with linespoints lw 2 pt 7 title '{ours}', \\
+     '' using 1:3 with linespoints lw 2 pt 7 title '{theirs}'""", data)
 
 
 def table(rows, missed):
@@ -104,7 +126,7 @@ def write(rows, path, missed):
         areas[row["area"]].append(row)
     parts = []
     for area, found in areas.items():
-        drawn = growth(found) if area == "look-up" else \
+        drawn = look_ups(found) if area == "look-up" else growth(found) if area == "growth" else \
             bars([row for row in found if row["ratio"] is not None]) if area != "bytes" else ""
         parts.append(f"<h2>{html.escape(area)}</h2><p>{html.escape(MEANINGS[area])}</p>{drawn}"
                      f"{table(found, missed)}")
