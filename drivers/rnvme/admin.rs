@@ -120,6 +120,7 @@ impl<'a, R: Regs + 'a> Admin<'a, R> {
                     queues,
                     client,
                     mixes: false,
+                    sgls: false,
                 },
             )
         };

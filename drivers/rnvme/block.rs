@@ -7,7 +7,8 @@ use crate::{
     command::{
         io,
         Command,
-        CommandStatus, //
+        CommandStatus,
+        DataPointer, //
     },
     counters::Moved,
     ctrl::{
@@ -29,7 +30,8 @@ use crate::{
         RequestLists, //
     },
     recovery,
-    regs::Regs, //
+    regs::Regs,
+    sgl, //
 };
 use core::{
     marker::PhantomData,
@@ -158,6 +160,8 @@ pub(crate) struct Tags<'a, R: Regs> {
     pub(crate) client: &'a Client<'a>,
     /// The data of a command may be in the controller's own memory in part.
     pub(crate) mixes: bool,
+    /// A command may say where its data are by an SGL descriptor.
+    pub(crate) sgls: bool,
 }
 
 /// What a hardware context has.
@@ -165,6 +169,7 @@ pub(crate) struct Hw<'a, R: Regs> {
     queue: Arc<Queue<'a, R>>,
     client: &'a Client<'a>,
     mixes: bool,
+    sgls: bool,
 }
 
 /// What a request is about.
@@ -270,8 +275,8 @@ impl<'a, R: Regs + 'a> Ops<'a, R> {
         batch.end(rq);
     }
 
-    /// Builds the command that `rq` is, if its data are one piece of memory with pages, of which it
-    /// is in two at most: what most requests are.
+    /// Builds the command that `rq` is, if its data are one piece of memory with pages, and the
+    /// command has room to say where: what most requests are.
     #[inline(always)]
     fn prepare(
         hw: &Hw<'a, R>,
@@ -296,8 +301,8 @@ impl<'a, R: Regs + 'a> Ops<'a, R> {
         let source = unsafe { ReqBvecs::new(rq) };
 
         match hw.client.map_one(&mut data.mapping, &source, dir) {
-            Ok(Some(only)) => Ok(match prp::short(only.dma, only.len) {
-                Some(prp) => Quick::Command(command.with_prp(prp), Moved::one(only)),
+            Ok(Some(only)) => Ok(match Self::one_segment(hw, only.dma, only.len) {
+                Some(data) => Quick::Command(command.with_data(data), Moved::one(only)),
                 None => Quick::Slow(Some(only)),
             }),
             Ok(None) => Ok(Quick::Slow(None)),
@@ -334,7 +339,7 @@ impl<'a, R: Regs + 'a> Ops<'a, R> {
         let command = Self::read_write(target, rq, opcode)?;
         let bytes = rq.sectors() << SECTOR_SHIFT;
         let (rq, data) = rq.split();
-        let (prp, moved) = if let Some(only) = only {
+        let (data, moved) = if let Some(only) = only {
             Self::one(hw, data, tag, only)?
         } else if let Some(source) = PhysReqBvecs::new(rq) {
             // Memory of another device, which has no pages.
@@ -349,7 +354,7 @@ impl<'a, R: Regs + 'a> Ops<'a, R> {
             Self::pieces(hw, data, tag, source, bytes, dir)?
         };
 
-        Ok((command.with_prp(prp), Some(moved)))
+        Ok((command.with_data(data), Some(moved)))
     }
 
     /// Builds the driver's own command that `rq` is, and maps the memory that it moves.
@@ -367,8 +372,8 @@ impl<'a, R: Regs + 'a> Ops<'a, R> {
 
         // SAFETY: It has not ended, and is unmapped before it does.
         let source = unsafe { carried.source() }.map_err(|_| Status::INVAL)?;
-        let (prp, moved) = Self::pieces(hw, data, tag, source, carried.bytes, dir)?;
-        Ok((command.with_prp(prp), Some(moved)))
+        let (data, moved) = Self::pieces(hw, data, tag, source, carried.bytes, dir)?;
+        Ok((command.with_data(data), Some(moved)))
     }
 
     /// Has `command` say where the memory is that was mapped before, if there is any.
@@ -383,29 +388,56 @@ impl<'a, R: Regs + 'a> Ops<'a, R> {
         };
         let mut segments = slice.segments();
         let next = || Ok(segments.next()?.map(|segment| (segment.dma, segment.len)));
-        let prp = Self::entries(&hw.queue, &mut data.lists, tag, slice.len(), next)?;
+        let data = Self::place(hw, &mut data.lists, tag, slice.len(), next)?;
         let moved = Moved {
             bytes: slice.len(),
             segments: segments.count(),
             path: segments.path(),
             spilled: false,
         };
-        Ok((command.with_prp(prp), Some(moved)))
+        Ok((command.with_data(data), Some(moved)))
+    }
+
+    /// Says where the only segment of a request is, if the command has room for that.
+    #[inline]
+    fn one_segment(hw: &Hw<'a, R>, dma: u64, len: u32) -> Option<DataPointer> {
+        if let Some(entries) = prp::short(dma, len) {
+            return Some(DataPointer::Prp(entries));
+        }
+        // More pages would be a list, which the device has to read.
+        let descriptor = hw.sgls.then(|| sgl::data_block(dma, len)).flatten();
+        descriptor.map(DataPointer::Sgl)
     }
 
     /// Says where the `bytes` bytes of the segments that `next` returns are, in lists if need be.
     #[inline]
-    fn entries(
-        queue: &Queue<'a, R>,
+    fn place(
+        hw: &Hw<'a, R>,
         lists: &mut u64,
         tag: u16,
         bytes: u32,
-        next: impl FnMut() -> Result<Option<(u64, u32)>>,
-    ) -> Result<[u64; 2], Status> {
-        prp::build(next, bytes, &mut RequestLists::new(queue, tag, lists)).map_err(|fault| {
-            queue.give_lists(lists);
-            Self::no_prp(queue, fault)
-        })
+        mut next: impl FnMut() -> Result<Option<(u64, u32)>>,
+    ) -> Result<DataPointer, Status> {
+        let first = next();
+
+        if let Ok(Some((dma, len))) = first {
+            if len == bytes {
+                if let Some(data) = Self::one_segment(hw, dma, len) {
+                    return Ok(data);
+                }
+            }
+        }
+        let mut first = Some(first);
+        let next = || first.take().unwrap_or_else(&mut next);
+        let mut lists = RequestLists::new(&hw.queue, tag, lists);
+
+        match prp::build(next, bytes, &mut lists) {
+            Ok(entries) => Ok(DataPointer::Prp(entries)),
+            Err(fault) => {
+                lists.give_back();
+                Err(Self::no_prp(&hw.queue, fault))
+            }
+        }
     }
 
     /// What a request is told whose memory could not be said to the device.
@@ -428,13 +460,12 @@ impl<'a, R: Regs + 'a> Ops<'a, R> {
         data: &mut Iod<'a>,
         tag: u16,
         only: Segment,
-    ) -> Result<([u64; 2], Moved), Status> {
+    ) -> Result<(DataPointer, Moved), Status> {
         let mut segment = Some((only.dma, only.len));
-        let next = || Ok(segment.take());
-        let prp = Self::entries(&hw.queue, &mut data.lists, tag, only.len, next)
+        let pointer = Self::place(hw, &mut data.lists, tag, only.len, || Ok(segment.take()))
             .inspect_err(|_| data.mapping.unmap())?;
 
-        Ok((prp, Moved::one(only)))
+        Ok((pointer, Moved::one(only)))
     }
 
     /// Maps the `bytes` bytes of `source`, which are not known to be one piece, and says where they
@@ -446,7 +477,7 @@ impl<'a, R: Regs + 'a> Ops<'a, R> {
         mut source: S,
         bytes: u32,
         dir: DataDirection,
-    ) -> Result<([u64; 2], Moved), Status> {
+    ) -> Result<(DataPointer, Moved), Status> {
         let mut segments = hw
             .client
             .map(&mut data.mapping, &mut source, dir)
@@ -468,8 +499,8 @@ impl<'a, R: Regs + 'a> Ops<'a, R> {
             Ok(segment.map(|segment| (segment.dma, segment.len)))
         };
 
-        match Self::entries(&hw.queue, &mut data.lists, tag, bytes, next) {
-            Ok(prp) => {
+        match Self::place(hw, &mut data.lists, tag, bytes, next) {
+            Ok(pointer) => {
                 let (path, segments) = (segments.path(), segments.count());
                 let moved = Moved {
                     bytes,
@@ -477,7 +508,7 @@ impl<'a, R: Regs + 'a> Ops<'a, R> {
                     path,
                     spilled: data.mapping.spilled() != 0,
                 };
-                Ok((prp, moved))
+                Ok((pointer, moved))
             }
             Err(status) => {
                 data.mapping.unmap();
@@ -572,6 +603,7 @@ impl<'a, R: Regs + 'a> Operations for Ops<'a, R> {
             queue: queue.clone(),
             client: tags.client,
             mixes: tags.mixes,
+            sgls: tags.sgls,
         })
     }
 

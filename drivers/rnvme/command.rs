@@ -5,6 +5,7 @@
 //! NVM Express Base Specification 2.0, sections 3.3.3, 5 and 7; NVM Command Set Specification 1.0,
 //! section 3.
 
+use crate::sgl;
 use kernel::block::mq::Status as BlkStatus;
 
 /// A submission queue entry as it lies in memory: 64 bytes, little endian.
@@ -63,12 +64,22 @@ pub(crate) enum Cns {
     Descriptors = 0x03,
 }
 
+/// Where the data of a command are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum DataPointer {
+    /// Its PRP entries.
+    Prp([u64; 2]),
+    /// Its SGL descriptor.
+    Sgl([u64; 2]),
+}
+
 /// A command, without its identifier.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Command {
     opcode: u8,
+    flags: u8,
     nsid: u32,
-    prp: [u64; 2],
+    data: [u64; 2],
     /// Command dwords 10 to 12.
     cdw: [u32; 3],
 }
@@ -86,8 +97,14 @@ impl Command {
 
     /// Sets where the data are.
     #[inline]
-    pub(crate) fn with_prp(mut self, prp: [u64; 2]) -> Self {
-        self.prp = prp;
+    pub(crate) fn with_data(mut self, data: DataPointer) -> Self {
+        match data {
+            DataPointer::Prp(entries) => self.data = entries,
+            DataPointer::Sgl(descriptor) => {
+                self.data = descriptor;
+                self.flags = sgl::FLAG;
+            }
+        }
         self
     }
 
@@ -112,7 +129,7 @@ impl Command {
 
     /// Identify, with the answer in the 4 KiB at `dma`.
     pub(crate) fn identify(cns: Cns, nsid: u32, dma: u64) -> Self {
-        let mut this = Self::new(admin::IDENTIFY, nsid).with_prp([dma, 0]);
+        let mut this = Self::new(admin::IDENTIFY, nsid).with_data(DataPointer::Prp([dma, 0]));
 
         this.cdw[0] = cns as u32;
         this
@@ -133,7 +150,7 @@ impl Command {
     pub(crate) fn create_cq(qid: u16, entries: u32, dma: u64, vector: u16) -> Self {
         const CONTIGUOUS: u32 = 1 << 0;
         const INTERRUPTS: u32 = 1 << 1;
-        let mut this = Self::new(admin::CREATE_CQ, 0).with_prp([dma, 0]);
+        let mut this = Self::new(admin::CREATE_CQ, 0).with_data(DataPointer::Prp([dma, 0]));
 
         this.cdw[0] = entries.wrapping_sub(1) << 16 | u32::from(qid);
         this.cdw[1] = u32::from(vector) << 16 | INTERRUPTS | CONTIGUOUS;
@@ -144,7 +161,7 @@ impl Command {
     /// queue of the same number.
     pub(crate) fn create_sq(qid: u16, entries: u32, dma: u64) -> Self {
         const CONTIGUOUS: u32 = 1 << 0;
-        let mut this = Self::new(admin::CREATE_SQ, 0).with_prp([dma, 0]);
+        let mut this = Self::new(admin::CREATE_SQ, 0).with_data(DataPointer::Prp([dma, 0]));
 
         this.cdw[0] = entries.wrapping_sub(1) << 16 | u32::from(qid);
         this.cdw[1] = u32::from(qid) << 16 | CONTIGUOUS;
@@ -181,11 +198,14 @@ impl Command {
         let pair = |lo: u32, hi: u32| u64::from(hi) << 32 | u64::from(lo);
 
         [
-            pair(u32::from(cid) << 16 | u32::from(self.opcode), self.nsid),
+            pair(
+                u32::from(cid) << 16 | u32::from(self.flags) << 8 | u32::from(self.opcode),
+                self.nsid,
+            ),
             0,
             0,
-            self.prp[0],
-            self.prp[1],
+            self.data[0],
+            self.data[1],
             pair(self.cdw[0], self.cdw[1]),
             pair(self.cdw[2], 0),
             0,

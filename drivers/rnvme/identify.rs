@@ -49,6 +49,8 @@ pub(crate) struct Controller {
     pub(crate) namespaces: u32,
     /// There is a volatile write cache.
     pub(crate) write_cache: bool,
+    /// A command may say where its data are by an SGL descriptor.
+    pub(crate) sgls: bool,
 }
 
 /// The controller's queue entries are not of the sizes that the specification demands: it does not
@@ -71,6 +73,8 @@ impl Controller {
         let rtd3e_us = u32::from_le_bytes(field::<88, 4>(page));
         let [sqes, cqes] = field::<512, 2>(page);
         let [vwc] = field::<525, 1>(page);
+        // One and two are yes; zero is no, and three is reserved.
+        let sgls = u32::from_le_bytes(field::<536, 4>(page)) & 0b11;
         let holds = |sizes: u8, log2: u8| (sizes & 0xf..=sizes >> 4).contains(&log2);
 
         if !holds(sqes, 6) || !holds(cqes, 4) {
@@ -91,6 +95,7 @@ impl Controller {
             shutdown_ms: (i64::from(rtd3e_us) / 1000).clamp(SHUTDOWN_MIN_MS, SHUTDOWN_MAX_MS),
             namespaces: u32::from_le_bytes(field::<516, 4>(page)),
             write_cache: vwc & 1 != 0,
+            sgls: matches!(sgls, 1 | 2),
         })
     }
 

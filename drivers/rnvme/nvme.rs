@@ -196,6 +196,7 @@ impl<'a, R: Regs + 'a> Nvme<'a, R> {
                     queues: shared,
                     client,
                     mixes: memory.mixes,
+                    sgls: identity.sgls,
                 },
             )
         };

@@ -527,6 +527,11 @@ impl<'q, 'a, R: Regs> RequestLists<'q, 'a, R> {
         Self { queue, tag, long }
     }
 
+    /// Gives them back.
+    pub(crate) fn give_back(self) {
+        self.queue.give_lists(self.long);
+    }
+
     /// The number of the request's `n`th long list.
     fn nth(&self, n: usize) -> usize {
         let mut lists = *self.long;

@@ -53,6 +53,7 @@ mod prp;
 mod queue;
 mod recovery;
 mod regs;
+mod sgl;
 
 use crate::{
     identify::CTRL_PAGE_SIZE,

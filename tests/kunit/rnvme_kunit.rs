@@ -56,6 +56,8 @@ mod registers;
 mod regs;
 #[path = "rnvme/resets.rs"]
 mod resets;
+#[path = "../../drivers/rnvme/sgl.rs"]
+mod sgl;
 
 module! {
     type: RnvmeKunit,

@@ -40,6 +40,7 @@ mod rnvme {
     pub(crate) mod cut;
     pub(crate) mod identify;
     pub(crate) mod prp;
+    pub(crate) mod sgl;
 }
 
 #[cfg(test)]

@@ -168,6 +168,20 @@ fn faults() {
 }
 
 #[test]
+fn one_descriptor() {
+    use crate::rnvme::sgl;
+
+    assert_eq!(sgl::data_block(0x1004, 0x12_3400), Some([0x1004, 0x12_3400]));
+    assert_eq!(
+        sgl::data_block(u64::MAX - 3, u32::MAX - 3),
+        Some([u64::MAX - 3, 0xffff_fffc])
+    );
+    for (dma, len) in [(0x1002, 512), (0x1000, 511), (0x1000, 0)] {
+        assert_eq!(sgl::data_block(dma, len), None);
+    }
+}
+
+#[test]
 fn list_counts() {
     assert_eq!(prp::lists(2), 1);
     assert_eq!(prp::lists(512), 1);

@@ -88,6 +88,8 @@ pub(crate) struct Script {
     /// All ones in all registers: pulled out.
     pub(crate) gone: bool,
     pub(crate) mdts: u8,
+    /// Takes SGL descriptors.
+    pub(crate) sgls: bool,
     pub(crate) nsze: u64,
     pub(crate) lbads: u8,
     /// Formats that all namespaces may have, and that only some may have, less one all together.
@@ -169,6 +171,7 @@ impl Default for Script {
             fatal: false,
             gone: false,
             mdts: 5,
+            sgls: false,
             nsze: 2048,
             lbads: 9,
             formats: (0, 0),
@@ -287,6 +290,8 @@ pub(crate) struct Counts {
     /// Write commands, and the blocks of all.
     pub(crate) writes: u32,
     pub(crate) blocks: u32,
+    /// Those that have an SGL descriptor.
+    pub(crate) sgls: u32,
     /// It was cut off from memory.
     pub(crate) isolated: u32,
     /// Ranges of its memory that were opened to other devices.
@@ -481,7 +486,17 @@ impl Fake {
 
                 state.counts.writes += 1;
                 state.counts.blocks += 1 + (raw[6] & 0xffff) as u32;
-                if raw[3] == 0 {
+                // A descriptor says how long the data are; the other flags are none of ours.
+                let bytes = 512 * (1 + (raw[6] & 0xffff));
+                let right = match raw[0] >> 8 & 0xff {
+                    0 => raw[3] != 0,
+                    0x40 => {
+                        state.counts.sgls += 1;
+                        state.script.sgls && raw[3] != 0 && raw[4] == bytes
+                    }
+                    _ => false,
+                };
+                if !right {
                     state.counts.wrongs += 1;
                 }
             }
@@ -722,6 +737,7 @@ impl Fake {
                 put(512, &[0x66, 0x44]);
                 put(516, &script.namespaces.to_le_bytes());
                 put(525, &[1]);
+                put(536, &[u8::from(script.sgls)]);
             }
             0x03 => {
                 // A UUID, and then the command set.

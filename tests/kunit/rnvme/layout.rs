@@ -7,7 +7,8 @@ use crate::{
         self,
         Cns,
         Command,
-        CompletionTail, //
+        CompletionTail,
+        DataPointer, //
     },
     prp::{
         self,
@@ -60,7 +61,7 @@ mod tests {
     #[test]
     fn read_and_write() {
         let entry = Command::rw(command::io::WRITE, 7, 0x1_2345_6789, 8, true)
-            .with_prp([0xaaaa_0000, 0xbbbb_0000])
+            .with_data(DataPointer::Prp([0xaaaa_0000, 0xbbbb_0000]))
             .encode(0x4321);
 
         assert_eq!(dword(&entry, 0), 0x4321_0001);
@@ -70,6 +71,18 @@ mod tests {
         assert_eq!(dword(&entry, 10), 0x2345_6789);
         assert_eq!(dword(&entry, 11), 1);
         assert_eq!(dword(&entry, 12), 1 << 30 | 7);
+    }
+
+    #[test]
+    fn one_descriptor() {
+        let entry = Command::rw(command::io::READ, 7, 0, 256, false)
+            .with_data(DataPointer::Sgl([0xaaaa_0200, 0x2_0000]))
+            .encode(0x4321);
+
+        // PSDT is one: metadata, if there were any, would be one piece.
+        assert_eq!(dword(&entry, 0), 0x4321_4002);
+        assert_eq!(u64::from_le(entry[3]), 0xaaaa_0200);
+        assert_eq!(u64::from_le(entry[4]), 0x2_0000);
     }
 
     #[test]

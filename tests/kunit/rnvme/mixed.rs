@@ -72,8 +72,11 @@ macro_rules! check {
 
 /// Sends one command that writes all of `parts`, of `LEN` bytes each, however they are mixed.
 fn command(driver: &Driver<'_>, parts: &[Part<'_>]) -> Result<Status> {
-    let bytes = LEN * u32::try_from(parts.len())?;
+    command_of(driver, parts, LEN * u32::try_from(parts.len())?)
+}
 
+/// The same for `bytes` bytes all together.
+fn command_of(driver: &Driver<'_>, parts: &[Part<'_>], bytes: u32) -> Result<Status> {
     driver
         .nvme
         .with_disk(1, |disk| {
@@ -137,6 +140,36 @@ fn run(dev: &pci::Device<Core<'_>>) -> Result {
         check!(moved == Some(Ok(())));
         check!(fake.counts().writes - sent == if mixes { 1 } else { 3 });
         check!(fake.counts().wrongs == 0);
+    }
+    descriptors(dev)
+}
+
+/// Data that are one segment in many pages are said by a descriptor, if the controller takes one.
+fn descriptors(dev: &Device<Bound>) -> Result {
+    const BYTES: u32 = 16 * LEN;
+    let buf = KVec::from_elem(0u8, 2 * BYTES as usize, GFP_KERNEL)?;
+    let whole = pieces(&buf)?;
+    let (first, _) = whole[0].split(BYTES);
+    // A gap between the two.
+    let (second, _) = whole[0].split(BYTES + LEN).1.ok_or(EINVAL)?.split(LEN);
+
+    for sgls in [false, true] {
+        let fake = Fake::new(Script {
+            sgls,
+            ..Script::default()
+        })?;
+        let driver = attach(dev, &fake)?;
+        let used = |expected: u32| fake.counts().sgls == if sgls { expected } else { 0 };
+
+        check!(command_of(&driver, &[Part::Ram(&[first])], BYTES)? == Status::OK);
+        check!(used(1));
+        // Two pages are two entries. Behind an IOMMU what is apart is one segment, too.
+        let (two, _) = first.split(2 * LEN);
+        check!(command_of(&driver, &[Part::Ram(&[two])], 2 * LEN)? == Status::OK);
+        check!(command_of(&driver, &[Part::Ram(&[first, second])], BYTES + LEN)? == Status::OK);
+        check!(used(2));
+        check!(fake.counts().wrongs == 0);
+        check!(fake.counts().writes == 3);
     }
     Ok(())
 }
