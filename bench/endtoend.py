@@ -86,12 +86,6 @@ class Stack:
             "--norandommap --randrepeat=1 --output=/dev/null",
             f"{begun}; sleep 0.2; sample {disk}; sleep {SECONDS:g}; sample {disk}")
 
-    def rate(self, way, file, count):
-        """Reads a second of 4 KiB, 32 at a time, into the same buffers again and again."""
-        done, took = (int(word) for word in
-                      self.vm.sh(f"rnvme_rate {way} {file} 32 {count}", limit=60).split())
-        return done * 1e9 / took
-
     def copy(self, first):
         """MiB a second from disk to disk, by bios, by way of memory of another device."""
         said = self.vm.sh(
@@ -100,6 +94,13 @@ class Stack:
             "read -r b rest < /proc/uptime; echo $a $b", limit=60)
         begin, end = (float(word) for word in said.split())
         return COPY_MB / (end - begin)
+
+
+def rates(vm, way, files, count, depth=32, size=4096, *words):
+    """Nanoseconds for each read of so many bytes, into the same buffers again and again; for each of
+    the files."""
+    said = vm.sh(f"rnvme_rate {way} {files} {depth} {count} {size} {' '.join(words)}", limit=120)
+    return [int(took) / int(done) for done, took in (line.split() for line in said.splitlines())]
 
 
 def stacks_of(vm, machine, parts):
@@ -168,6 +169,33 @@ def fio_rows():
     return rows
 
 
+# (bytes of a read, how many at a time, how many to measure)
+READS = [(4096, 1, 3000), (4096, 32, 10000), (128 << 10, 1, 1000), (128 << 10, 32, 2000)]
+
+
+def instruction_rows():
+    """A program's reads in a machine in which time is instructions: those of the whole system for
+    each read, less what is left over. With the I/O scheduler that one queue has, and without."""
+    rows = []
+    for mode in MODES:
+        machine = Machine(iommu=mode, devices=[Ssd(size_mb=64), Ssd(size_mb=64)], icount=True,
+                          append=["kunit.autorun=0"])
+        with Vm(machine, f"bench/reads-{mode}", limit=900) as vm:
+            stacks = stacks_of(vm, machine, [[ssd] for ssd in machine.devices])
+            for scheduler in "mq-deadline", "none":
+                vm.sh(f"for disk in /sys/block/*nvme*n1; do echo {scheduler} > "
+                      "$disk/queue/scheduler; done")
+                for size, depth, count in READS:
+                    taken = Ratios()
+                    disks = ",".join(f"/dev/{stack.disks[0]}" for stack in stacks)
+                    for _ in range(3):
+                        taken.add(*rates(vm, "mapped", disks, count, depth, size, "instructions"))
+                    rows.append(taken.row("instructions of an I/O",
+                                          f"read of {size >> 10} KiB, {depth} at a time",
+                                          f"iommu={mode}, {scheduler}", "instructions", False))
+    return rows
+
+
 def premapped_rows():
     """rnvme's registered buffers beside io_uring's, which the block layer has mapped for each."""
     rows = []
@@ -181,7 +209,8 @@ def premapped_rows():
                 for stack in (ours, theirs) if first is ours else (theirs, ours):
                     way, file = ("premapped", stack.disks[0].removesuffix("n1")) \
                         if stack is ours else ("mapped", stack.disks[0])
-                    measured[stack.name] = stack.rate(way, f"/dev/{file}", 10000)
+                    took, = rates(vm, way, f"/dev/{file}", 10000)
+                    measured[stack.name] = 1e9 / took
                 rates.add(measured["rnvme"], measured["nvme"])
             rows.append(rates.row("end to end", "randread 4k, depth 32, premapped",
                                   f"iommu={mode}, 2 CPUs", "IOPS", True))
@@ -214,4 +243,4 @@ def p2p_rows():
 
 def rows():
     print(f"\n{'end to end':34}{'':40}{'rnvme':>9}{'C nvme':>9}{'ratio':>8}{'spread':>6}")
-    return fio_rows() + premapped_rows() + p2p_rows()
+    return instruction_rows() + fio_rows() + premapped_rows() + p2p_rows()

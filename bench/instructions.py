@@ -180,7 +180,7 @@ def rate(icount: bool, count: int, times: int) -> dict[str, float]:
         vm.sh("for try in $(seq 100); do [ -b /dev/rnvme0n1 ] && exit; sleep 0.1; done; exit 1")
         for way in [*files] * times:
             done, took = (int(word) for word in
-                          vm.sh(f"rnvme_rate {way} {files[way]} 32 {count} "
+                          vm.sh(f"rnvme_rate {way} {files[way]} 32 {count} 4096 "
                                 f"{'instructions' if icount else ''}", limit=120).split())
             measured[way].append(took / done)
         if vm.reports():

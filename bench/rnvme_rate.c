@@ -3,7 +3,7 @@
  * Reads blocks of a disk into memory of this program, many at a time, as fast as
  * it goes, and says how fast that was:
  *
- *	rnvme_rate mapped|premapped FILE DEPTH COUNT [instructions]
+ *	rnvme_rate mapped|premapped FILE DEPTH COUNT BYTES [instructions]
  *
  * mapped: FILE is a disk, read with O_DIRECT into a fixed buffer of io_uring: it
  * is pinned once, but its driver maps it for each request. premapped: FILE is
@@ -11,7 +11,10 @@
  * registered there, and mapped once. These reads do not pass through the block
  * layer's front, either.
  *
- * Prints the requests and the nanoseconds that they took. With "instructions", on
+ * FILE may be several, with commas between: one after the other, into the same
+ * memory, which is as scattered for all of them.
+ *
+ * Prints the requests of each and the nanoseconds that they took. With "instructions", on
  * a machine of one processor in which time is instructions: those that it was
  * not left over to another process of ours, which counts. It is never idle then.
  */
@@ -34,13 +37,13 @@
 
 #include "ring.h"
 
-#define BLOCK 4096
-/* What is read again and again: 1 MiB. */
-#define BLOCKS 256
+/* How much is read again and again, of which each read is a part. */
+#define AREA (32 << 20)
 
 static int file;
 static char *memory;
 static int is_premapped;
+static unsigned int bytes;
 static struct rnvme_buf buf = { .kind = RNVME_BUF_USER };
 
 static void die(const char *what, int error)
@@ -98,10 +101,10 @@ static void begin_to_count(void)
 static void put(struct ring *ring, unsigned int slot, unsigned long long number)
 {
 	/* No two in a row are neighbours, which would become one request. */
-	unsigned long long at = number * 97 % BLOCKS * BLOCK;
+	unsigned long long at = number * 97 % (AREA / bytes) * bytes;
 	struct rnvme_io io = {
-		.id = buf.id, .nsid = 1, .offset = slot * BLOCK, .lba = at / 512,
-		.length = BLOCK, .op = RNVME_OP_READ,
+		.id = buf.id, .nsid = 1, .offset = slot * bytes, .lba = at / 512,
+		.length = bytes, .op = RNVME_OP_READ,
 	};
 	struct io_uring_sqe *sqe;
 
@@ -112,65 +115,81 @@ static void put(struct ring *ring, unsigned int slot, unsigned long long number)
 	sqe = ring_next(ring, slot);
 	sqe->opcode = IORING_OP_READ_FIXED;
 	sqe->fd = file;
-	sqe->addr = (unsigned long)memory + slot * BLOCK;
-	sqe->len = BLOCK;
+	sqe->addr = (unsigned long)memory + slot * bytes;
+	sqe->len = bytes;
 	sqe->off = at;
 }
 
-int main(int argc, char **argv)
+/* Reads so many blocks of the file. Returns how long that took. */
+static unsigned long long read_all(struct ring *ring, unsigned long long depth,
+				   unsigned long long count)
 {
-	unsigned long long depth, count, next, done = 0, slot, start, first = 0;
-	struct ring ring;
+	unsigned long long next, done = 0, slot, start, first = 0;
 	int result;
 
-	if (argc != 5 && argc != 6)
-		die("usage: rnvme_rate mapped|premapped FILE DEPTH COUNT [instructions]", EINVAL);
-	is_premapped = !strcmp(argv[1], "premapped");
-	depth = strtoull(argv[3], NULL, 0);
-	count = strtoull(argv[4], NULL, 0);
-	file = open(argv[2], is_premapped ? O_RDWR : O_RDONLY | O_DIRECT);
-	if (file < 0)
-		die(argv[2], errno);
-	memory = mmap(NULL, depth * BLOCK, PROT_READ | PROT_WRITE,
-		      MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
-	if (memory == MAP_FAILED)
-		die("memory", errno);
+	buf.id = 0;
 	buf.offset = (unsigned long)memory;
-	buf.length = depth * BLOCK;
+	buf.length = depth * bytes;
 	if (is_premapped && ioctl(file, RNVME_IOC_BUF_REGISTER, &buf))
 		die("RNVME_IOC_BUF_REGISTER", errno);
-	/* The same ring for both. */
-	result = ring_open(&ring, depth, 0);
-	if (result)
-		die("io_uring", -result);
-	if (!is_premapped && syscall(__NR_io_uring_register, ring.fd, IORING_REGISTER_BUFFERS,
-				     &(struct iovec){ memory, depth * BLOCK }, 1))
-		die("IORING_REGISTER_BUFFERS", errno);
-
-	if (argc == 6) {
-		begin_to_count();
+	if (counter)
 		first = counted();
-	}
 	start = now();
 	for (next = 0; next < depth && next < count; next++)
-		put(&ring, next, next);
+		put(ring, next, next);
 	while (done < count) {
-		result = ring_submit(&ring, 1);
+		result = ring_submit(ring, 1);
 		if (result)
 			die("io_uring", -result);
-		while (ring_take(&ring, &slot, &result)) {
-			if (result != (is_premapped ? 0 : BLOCK))
+		while (ring_take(ring, &slot, &result)) {
+			if (result != (is_premapped ? 0 : (int)bytes))
 				die("a request", result < 0 ? -result : EIO);
 			if (next < count)
-				put(&ring, slot, next++);
+				put(ring, slot, next++);
 			done++;
 		}
 	}
 	start = now() - start;
-	if (counter) {
-		start -= (counted() - first) * each;
-		kill(counter, SIGKILL);
+	return counter ? start - (counted() - first) * each : start;
+}
+
+int main(int argc, char **argv)
+{
+	unsigned long long depth, count;
+	struct ring ring;
+	char *name;
+	int result;
+
+	if (argc != 6 && argc != 7)
+		die("usage: rnvme_rate mapped|premapped FILE DEPTH COUNT BYTES [instructions]",
+		    EINVAL);
+	is_premapped = !strcmp(argv[1], "premapped");
+	depth = strtoull(argv[3], NULL, 0);
+	count = strtoull(argv[4], NULL, 0);
+	bytes = strtoul(argv[5], NULL, 0);
+	if (!bytes || bytes > AREA)
+		die(argv[5], EINVAL);
+	memory = mmap(NULL, depth * bytes, PROT_READ | PROT_WRITE,
+		      MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+	if (memory == MAP_FAILED)
+		die("memory", errno);
+	/* The same ring for both ways, and the same memory for all files. */
+	result = ring_open(&ring, depth, 0);
+	if (result)
+		die("io_uring", -result);
+	if (!is_premapped && syscall(__NR_io_uring_register, ring.fd, IORING_REGISTER_BUFFERS,
+				     &(struct iovec){ memory, depth * bytes }, 1))
+		die("IORING_REGISTER_BUFFERS", errno);
+	if (argc == 7)
+		begin_to_count();
+	for (name = strtok(argv[2], ","); name; name = strtok(NULL, ",")) {
+		file = open(name, is_premapped ? O_RDWR : O_RDONLY | O_DIRECT);
+		if (file < 0)
+			die(name, errno);
+		printf("%llu %llu\n", count, read_all(&ring, depth, count));
+		close(file);
 	}
-	printf("%llu %llu\n", count, start);
+	if (counter)
+		kill(counter, SIGKILL);
 	return 0;
 }

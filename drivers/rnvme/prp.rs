@@ -22,11 +22,15 @@ pub(crate) trait Lists {
     /// [`lists()`] says. Returns `false` if there is none just now.
     fn reserve(&mut self, entries: usize) -> bool;
 
-    /// The address of list `list`, as the device sees it.
-    fn address(&self, list: usize) -> u64;
+    /// Goes on to list `list`, and returns its address, as the device sees it.
+    fn open(&mut self, list: usize) -> u64;
 
-    /// Writes `entry`, a value in the CPU's byte order, into `slot` of `list`.
-    fn write(&mut self, list: usize, slot: usize, entry: u64);
+    /// Writes `entry`, a value in the CPU's byte order, into `slot` of the list that was opened
+    /// last.
+    fn write(&mut self, slot: usize, entry: u64);
+
+    /// Goes on to list `list`, the address of which becomes the last entry of the one before.
+    fn link(&mut self, list: usize);
 }
 
 /// Why there are no entries.
@@ -95,8 +99,7 @@ pub(crate) fn build<E>(
 
     // Bytes of the current segment, and of the data, that no entry covers yet.
     let in_page = PAGE - offset;
-    let mut left = u64::from(bytes);
-    let (mut dma, mut rest) = (first, u64::from(len));
+    let (mut rest, mut left) = (u64::from(len), u64::from(bytes));
 
     if rest > left {
         return Err(Fault::Length);
@@ -105,62 +108,53 @@ pub(crate) fn build<E>(
     if covered < in_page && covered < left {
         return Err(Fault::Misaligned);
     }
-    dma = dma.wrapping_add(covered);
+    let mut dma = first.wrapping_add(covered);
     rest -= covered;
     left -= covered;
 
-    // The next whole page, or the end of the data.
-    let mut page = || -> Result<Option<u64>, Fault<E>> {
-        if left == 0 {
-            return if rest == 0 {
-                Ok(None)
-            } else {
-                Err(Fault::Length)
-            };
+    let entries = left.div_ceil(PAGE) as usize;
+    let listed = entries > 1;
+    let (mut second, mut list, mut slot, mut entry) = (0, 0, 0, 0);
+    if listed {
+        if !lists.reserve(entries) {
+            return Err(Fault::NoLists);
         }
-        if rest == 0 {
-            let (next, len) = segment()?;
-            (dma, rest) = (next, len.into());
-            if dma % PAGE != 0 {
-                return Err(Fault::Misaligned);
-            }
-            if rest == 0 {
-                return Err(Fault::Length);
-            }
-        }
-        if rest > left {
-            return Err(Fault::Length);
-        }
-        let covered = rest.min(PAGE);
-        if covered < PAGE && covered < left {
+        second = lists.open(0);
+    }
+    loop {
+        // Where the data go on, a segment ends with a page.
+        if rest % PAGE != 0 && rest < left {
             return Err(Fault::Misaligned);
         }
-        let entry = dma;
-        dma = dma.wrapping_add(covered);
-        rest -= covered;
-        left -= covered;
-        Ok(Some(entry))
-    };
-
-    let entries = u64::from(bytes).saturating_sub(in_page).div_ceil(PAGE) as usize;
-    if entries < 2 {
-        return Ok([first, page()?.unwrap_or(0)]);
-    }
-    if !lists.reserve(entries) {
-        return Err(Fault::NoLists);
-    }
-
-    let (mut list, mut slot) = (0, 0);
-    for entry in 0..entries {
-        // The last entry of a full list, unless it is the last of all, leads to the next list.
-        if slot == ENTRIES - 1 && entry != entries - 1 {
-            let address = lists.address(list + 1);
-            lists.write(list, slot, address);
-            (list, slot) = (list + 1, 0);
+        left -= rest;
+        while rest != 0 {
+            if listed {
+                // The last entry of a full list, unless it is the last of all, leads to the next.
+                if slot == ENTRIES - 1 && entry != entries - 1 {
+                    list += 1;
+                    lists.link(list);
+                    slot = 0;
+                }
+                lists.write(slot, dma);
+                slot += 1;
+                entry += 1;
+            } else {
+                second = dma;
+            }
+            dma = dma.wrapping_add(PAGE);
+            rest = rest.saturating_sub(PAGE);
         }
-        // There are as many pages as entries, unless the segments are too short, which is an error.
-        lists.write(list, slot, page()?.ok_or(Fault::Length)?);
-        slot += 1;
+        if left == 0 {
+            return Ok([first, second]);
+        }
+
+        let (next, len) = segment()?;
+        (dma, rest) = (next, len.into());
+        if dma % PAGE != 0 {
+            return Err(Fault::Misaligned);
+        }
+        if rest == 0 || rest > left {
+            return Err(Fault::Length);
+        }
     }
-    Ok([first, lists.address(0)])
 }

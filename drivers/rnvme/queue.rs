@@ -499,14 +499,14 @@ impl<'a, R: Regs> Queue<'a, R> {
         }
     }
 
+    #[inline]
     fn write_short(&self, tag: u16, slot: usize, entry: u64) -> Result {
         io_project!(self.short_lists, [try: tag as usize][try: slot]).write_val(entry.to_le());
         Ok(())
     }
 
-    fn write_long(&self, list: usize, slot: usize, entry: u64) -> Result {
-        let at = list * self.long_entries + slot;
-
+    #[inline]
+    fn write_long(&self, at: usize, entry: u64) -> Result {
         io_project!(self.long_lists, [try: at]).write_val(entry.to_le());
         Ok(())
     }
@@ -516,15 +516,22 @@ impl<'a, R: Regs> Queue<'a, R> {
 pub(crate) struct RequestLists<'q, 'a, R: Regs> {
     queue: &'q Queue<'a, R>,
     tag: u16,
-    /// The long lists, as [`Iod::lists`].
+    /// The long lists, as [`Iod::lists`](crate::block::Iod::lists).
     long: &'q mut u64,
+    /// Where the entries of the list begin that was opened last, if it is a long one.
+    begin: usize,
 }
 
 impl<'q, 'a, R: Regs> RequestLists<'q, 'a, R> {
-    #[inline]
     /// The lists of the request with this tag, none yet. `long` becomes those that it takes.
+    #[inline]
     pub(crate) fn new(queue: &'q Queue<'a, R>, tag: u16, long: &'q mut u64) -> Self {
-        Self { queue, tag, long }
+        Self {
+            queue,
+            tag,
+            long,
+            begin: 0,
+        }
     }
 
     /// Gives them back.
@@ -555,29 +562,35 @@ impl<R: Regs> prp::Lists for RequestLists<'_, '_, R> {
         true
     }
 
-    #[inline]
-    fn address(&self, list: usize) -> u64 {
-        let (base, bytes) = match *self.long {
+    fn open(&mut self, list: usize) -> u64 {
+        let (base, entries) = match *self.long {
             0 => (
                 self.queue.short_lists.dma_address(),
-                usize::from(self.tag) * SHORT * size_of::<u64>(),
+                usize::from(self.tag) * SHORT,
             ),
-            _ => (
-                self.queue.long_lists.dma_address(),
-                self.nth(list) * self.queue.long_entries * size_of::<u64>(),
-            ),
+            _ => {
+                self.begin = self.nth(list) * self.queue.long_entries;
+                (self.queue.long_lists.dma_address(), self.begin)
+            }
         };
 
-        base.wrapping_add(bytes as u64)
+        base.wrapping_add((entries * size_of::<u64>()) as u64)
     }
 
-    #[inline]
-    fn write(&mut self, list: usize, slot: usize, entry: u64) {
+    #[inline(always)] // It is the loop.
+    fn write(&mut self, slot: usize, entry: u64) {
         // The tag is one of the queue's, the list was taken, and no list is longer than its
         // entries.
         let _ = match *self.long {
             0 => self.queue.write_short(self.tag, slot, entry),
-            _ => self.queue.write_long(self.nth(list), slot, entry),
+            _ => self.queue.write_long(self.begin + slot, entry),
         };
+    }
+
+    fn link(&mut self, list: usize) {
+        let full = self.begin;
+        let next = self.open(list);
+
+        let _ = self.queue.write_long(full + prp::ENTRIES - 1, next);
     }
 }

@@ -9,6 +9,12 @@ use crate::rnvme::prp::{self, Fault, Lists, ENTRIES, PAGE};
 struct Memory {
     lists: Vec<[u64; ENTRIES]>,
     room: usize,
+    opened: usize,
+}
+
+/// Where list `list` is.
+fn address(list: usize) -> u64 {
+    0xabc0_0000_0000 + list as u64 * 0x10_0000
 }
 
 impl Lists for Memory {
@@ -20,12 +26,17 @@ impl Lists for Memory {
         self.lists = vec![[0; ENTRIES]; n];
         true
     }
-    fn address(&self, list: usize) -> u64 {
+    fn open(&mut self, list: usize) -> u64 {
         assert!(list < self.lists.len());
-        0xabc0_0000_0000 + list as u64 * 0x10_0000
+        self.opened = list;
+        address(list)
     }
-    fn write(&mut self, list: usize, slot: usize, entry: u64) {
-        self.lists[list][slot] = entry;
+    fn write(&mut self, slot: usize, entry: u64) {
+        self.lists[self.opened][slot] = entry;
+    }
+    fn link(&mut self, list: usize) {
+        let full = self.opened;
+        self.lists[full][ENTRIES - 1] = self.open(list);
     }
 }
 
@@ -45,7 +56,7 @@ fn walk(mem: &Memory, prp: [u64; 2], bytes: u32) -> Vec<(u64, u64)> {
         out.push((prp[1], left));
         return out;
     }
-    let find = |a: u64| (0..mem.lists.len()).find(|&l| mem.address(l) == a).unwrap();
+    let find = |a: u64| (0..mem.lists.len()).find(|&l| address(l) == a).unwrap();
     let (mut list, mut slot) = (find(prp[1]), 0);
     while left > 0 {
         if slot == ENTRIES - 1 && left > PAGE {
