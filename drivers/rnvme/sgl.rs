@@ -19,5 +19,5 @@ pub(crate) const FLAG: u8 = 0b01 << 6;
 #[inline]
 pub(crate) fn data_block(dma: u64, len: u32) -> Option<[u64; 2]> {
     // The type is in the last byte, and zero.
-    (len != 0 && dma % 4 == 0 && len % 4 == 0).then_some([dma, len as u64])
+    (len != 0 && dma % 4 == 0 && len % 4 == 0).then_some([dma, u64::from(len)])
 }
