@@ -103,11 +103,13 @@ int run_cpus(struct bench *b)
 		ret = -ENOMEM;
 
 	for (i = 0; i < ARRAY_SIZE(shapes) && !ret; i++) {
-		struct request *rqs[] = { make_request(b, &shapes[i]), make_request(b, &shapes[i]) };
+		struct request *rqs[2];
 
-		for (j = 0; j < 2; j++)
+		for (j = 0; j < 2; j++) {
+			rqs[j] = make_request(b, &shapes[i]);
 			if (IS_ERR(rqs[j]))
 				ret = PTR_ERR(rqs[j]);
+		}
 		for (j = 0; j < ARRAY_SIZE(ways) && !ret; j++) {
 			workers[0].trial = (struct trial){ ways[j], b, rqs[0] };
 			workers[1].trial = (struct trial){ ways[j], twin, rqs[1] };

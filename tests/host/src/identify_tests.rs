@@ -75,7 +75,14 @@ fn command_sets() {
 fn scatter_gather_lists() {
     let mut p = [0; PAGE_LEN];
     (p[512], p[513]) = (0x66, 0x44);
-    for (byte, sgls) in [(0, false), (1, true), (2, true), (3, false), (4, false), (6, true)] {
+    for (byte, sgls) in [
+        (0, false),
+        (1, true),
+        (2, true),
+        (3, false),
+        (4, false),
+        (6, true),
+    ] {
         // The bits above say what else there is.
         p[536] = byte;
         assert_eq!(Controller::parse(&p).map(|c| c.sgls), Ok(sgls));

@@ -182,7 +182,10 @@ fn faults() {
 fn one_descriptor() {
     use crate::rnvme::sgl;
 
-    assert_eq!(sgl::data_block(0x1004, 0x12_3400), Some([0x1004, 0x12_3400]));
+    assert_eq!(
+        sgl::data_block(0x1004, 0x12_3400),
+        Some([0x1004, 0x12_3400])
+    );
     assert_eq!(
         sgl::data_block(u64::MAX - 3, u32::MAX - 3),
         Some([u64::MAX - 3, 0xffff_fffc])
