@@ -17,7 +17,7 @@ q() {
 	realpath --relative-to="$LINUX" "$dir" > "$LINUX/.pc/.quilt_patches"
 	echo series > "$LINUX/.pc/.quilt_series"
 	echo 2 > "$LINUX/.pc/.version"
-	(cd "$LINUX" && QUILT_REFRESH_ARGS='--no-timestamps --no-index -p1' quilt --quiltrc - "$@")
+	(cd "$LINUX" && QUILT_REFRESH_ARGS='--no-timestamps --no-index -p1' QUILT_DIFF_OPTS=-p quilt --quiltrc - "$@")
 }
 
 series() { sed 's/#.*//; s/[[:space:]].*//; /^$/d' "$SERIES/series"; }
