@@ -19,6 +19,7 @@ $(foreach name,$(NAMED),$(if $($(name)),$(eval export $(name))))
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' Makefile | expand -t 18
+	@echo; sed -n '/^# Can be named/,/^$$/s/^# *//p' Makefile
 
 run: kernel ## boots a machine and shows verified I/O on an ext4 on rnvme
 	@PYTHONPATH=scripts python3 -B -m harness run

@@ -80,8 +80,12 @@ class Results:
         rows = sorted(self._rows, key=lambda row: row["suite"])
         self._report.write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
         count = self.count()
-        if not rows and self._only:
-            print(f"ONLY={' '.join(self._only)} names no test; there are host, doctest/kernel, "
+        # What names a part of a suite has the whole of it run.
+        unknown = [only for only in self._only
+                   if not any(f"{row['suite']}/{row['case']}/".startswith(f"{only.rstrip('/')}/")
+                              or fnmatch.fnmatch(row["suite"], only) for row in rows)]
+        if unknown:
+            print(f"ONLY={' '.join(unknown)} names no test; there are host, doctest/kernel, "
                   "kunit/MODULE and qemu/SCENARIO/MODE, for example qemu/ext4/strict")
         for row in rows:
             if row["result"] == "failed":
@@ -89,7 +93,7 @@ class Results:
                 print(f"FAILED  {row['suite']}: {row['case']}" + (f": {reason}" if reason else ""))
         print(f"{count['passed']} passed, {count['failed']} failed, {count['skipped']} skipped",
               flush=True)
-        return 1 if count["failed"] or not count["passed"] else 0
+        return 1 if count["failed"] or not count["passed"] or unknown else 0
 
 
 class Part:

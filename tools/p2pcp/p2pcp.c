@@ -420,11 +420,12 @@ static void compare(void)
 
 int main(int argc, char **argv)
 {
+	static const struct option options[] = { { "help", 0, NULL, 'h' }, { } };
 	unsigned long long unit;
 	double start;
 	int option;
 
-	while ((option = getopt(argc, argv, "s:c:ud:vrqh")) >= 0) {
+	while ((option = getopt_long(argc, argv, "s:c:ud:vrqh", options, NULL)) >= 0) {
 		switch (option) {
 		case 's':
 			size = all_number(optarg);
@@ -453,8 +454,15 @@ int main(int argc, char **argv)
 			help(2);
 		}
 	}
-	if (argc - optind != 3)
+	if (argc - optind != 3) {
+		static const char *const names[] = { "SOURCE", "MEMORY", "TARGET" };
+
+		if (argc - optind < 3)
+			fprintf(stderr, "p2pcp: there is no %s\n", names[argc - optind]);
+		else
+			fprintf(stderr, "p2pcp: %s is one too many\n", argv[optind + 3]);
 		help(2);
+	}
 	if (!depth || depth > MAX_DEPTH)
 		die("-d: 1 to %d", MAX_DEPTH);
 
