@@ -197,11 +197,15 @@ impl<'c, B: Backend> Mapping<'c, B> {
         pieces.filter(|n| matches!(n, Note::Piece { .. })).count()
     }
 
+    /// Keeps the memory of a provider until all is unmapped; nothing is mapped yet.
+    #[inline]
+    pub(super) fn keep_first(&mut self, live: Live) {
+        self.state = State::Noted;
+        self.live = Some(live);
+    }
+
     /// Keeps the memory of one more provider until all is unmapped.
     pub(super) fn keep(&mut self, live: Live, spill: &'c Spill) -> Result {
-        if let State::Idle = self.state {
-            self.state = State::Noted;
-        }
         if self.live.is_none() {
             self.live = Some(live);
             return Ok(());

@@ -229,6 +229,21 @@ impl<'c, B: Backend> Client<'c, B> {
         attachment: ArcBorrow<'_, Attached>,
         guard: &rcu::Guard,
     ) -> Result {
+        if !slot.is_empty() {
+            return self.keep_another(slot, attachment, guard);
+        }
+        slot.keep_first(Live::new(&attachment, guard).ok_or(ENODEV)?);
+        Ok(())
+    }
+
+    /// The same where something is kept already.
+    #[inline(never)]
+    fn keep_another(
+        &'c self,
+        slot: &mut Mapping<'c, B>,
+        attachment: ArcBorrow<'_, Attached>,
+        guard: &rcu::Guard,
+    ) -> Result {
         if slot.keeps(&attachment) {
             return Ok(());
         }
