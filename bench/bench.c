@@ -52,7 +52,7 @@ MODULE_PARM_DESC(shape, "The number of that request's shape");
 
 static bool growth;
 module_param(growth, bool, 0444);
-MODULE_PARM_DESC(growth, "Measure requests of 1 to 256 pieces of RAM, and on two processors at once");
+MODULE_PARM_DESC(growth, "Measure requests of 1 to 256 pieces, or on two processors at once");
 
 static bool peer;
 module_param(peer, bool, 0444);

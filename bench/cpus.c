@@ -18,7 +18,7 @@ struct worker {
 	struct trial trial;
 	struct task_struct *task;
 	u64 done;
-};
+} ____cacheline_aligned_in_smp;
 
 static const struct shape shapes[] = {
 	{ "4K", 1, false, 0, SZ_4K },

@@ -193,6 +193,8 @@ def instruction_rows():
                     rows.append(taken.row("instructions of an I/O",
                                           f"read of {size >> 10} KiB, {depth} at a time",
                                           f"iommu={mode}, {scheduler}", "instructions", False))
+            if vm.reports():
+                sys.exit(f"bench: reading failed, see {vm.console}")
     return rows
 
 
@@ -203,7 +205,7 @@ def premapped_rows():
         machine = Machine(iommu=mode, devices=[Ssd(), Ssd()], append=["kunit.autorun=0"])
         with Vm(machine, f"bench/premapped-{mode}", limit=600) as vm:
             ours, theirs = stacks_of(vm, machine, [[ssd] for ssd in machine.devices])
-            rates = Ratios()
+            taken = Ratios()
             for first, _ in in_turn([ours, theirs]):
                 measured = {}
                 for stack in (ours, theirs) if first is ours else (theirs, ours):
@@ -211,8 +213,8 @@ def premapped_rows():
                         if stack is ours else ("mapped", stack.disks[0])
                     took, = rates(vm, way, f"/dev/{file}", 10000)
                     measured[stack.name] = 1e9 / took
-                rates.add(measured["rnvme"], measured["nvme"])
-            rows.append(rates.row("end to end", "randread 4k, depth 32, premapped",
+                taken.add(measured["rnvme"], measured["nvme"])
+            rows.append(taken.row("end to end", "randread 4k, depth 32, premapped",
                                   f"iommu={mode}, 2 CPUs", "IOPS", True))
     return rows
 
@@ -232,11 +234,11 @@ def p2p_rows():
             line = vm.sh("sed -n 3p /sys/bus/pci/devices/"
                          f"{machine.address(machine.devices[4])}/resource")
             first = int(line.split()[0], 0)
-            rates = Ratios()
+            taken = Ratios()
             for one, other in in_turn(stacks):
                 measured = {stack.name: stack.copy(first) for stack in (one, other)}
-                rates.add(measured["rnvme"], measured["nvme"])
-            rows.append(rates.row("end to end", "copy by bios of 64K, peer-to-peer",
+                taken.add(measured["rnvme"], measured["nvme"])
+            rows.append(taken.row("end to end", "copy by bios of 64K, peer-to-peer",
                                   f"iommu={settings['iommu']}, {name}", "MiB/s", True))
     return rows
 

@@ -68,7 +68,7 @@ with() {
 		grep -E "^CONFIG_$option=" "$ROOT/scripts/kernel.config" >> "$FRAGMENT" ||
 			die "scripts/kernel.config has no $option" 'see who comes with what in test-patches.sh'
 	done
-	logged "$LOGS/config.log" "configuring with $*" configure
+	logged "$LOGS/config-$patch.log" "configuring with $*" configure
 }
 
 # joins PATCH: what of the project comes in with it

@@ -119,7 +119,11 @@ fn show_route(
         Some(client) => f.write_fmt(fmt!("{}", client.name()))?,
         None => f.write_fmt(fmt!("{}", "-"))?,
     }
-    match traffic.route {
+    let route = match traffic.route {
+        Ok(_) if provider.is_revoked() => Err(Refused::Revoked),
+        route => route,
+    };
+    match route {
         Ok((_, hops)) => f.write_fmt(fmt!(" {hops:4}"))?,
         Err(_) => f.write_fmt(fmt!("    -"))?,
     }
@@ -129,10 +133,6 @@ fn show_route(
         traffic.in_flight,
         traffic.refused
     ))?;
-    let route = match traffic.route {
-        Ok(_) if provider.is_revoked() => Err(Refused::Revoked),
-        route => route,
-    };
     match route {
         Ok((Route::HostBridge, _)) => f.write_fmt(fmt!("host bridge\n")),
         Ok((Route::Bus { offset }, _)) => f.write_fmt(fmt!("bus address, offset {offset:#x}\n")),

@@ -89,7 +89,7 @@ const MAX_RETRIES: u8 = 5;
 /// The most segments of a request.
 const MAX_SEGMENTS: u16 = (MAX_TRANSFER / CTRL_PAGE_SIZE) as u16 + 1;
 
-/// What the driver's PRP lists can say to the device.
+/// What the driver's PRP lists can say to the device; an SGL descriptor says no less.
 pub(crate) const CLIENT_LIMITS: Limits = Limits {
     max_segment_bytes: u32::MAX,
     boundary_mask: u64::MAX,
@@ -247,9 +247,12 @@ impl<'a, R: Regs + 'a> Ops<'a, R> {
     /// What becomes of a request that could not be sent.
     #[cold]
     fn refused(mut rq: IdleRequest<'_, Self>, status: Status) -> Status {
-        if status != Status::RESOURCE {
+        let data = rq.data_mut();
+
+        data.mapping.unmap();
+        if !matches!(status, Status::RESOURCE | Status::DEV_RESOURCE) {
             // It ends here, and the next request with this tag has all its tries.
-            rq.data_mut().retries = 0;
+            data.retries = 0;
         }
         status
     }
@@ -295,13 +298,18 @@ impl<'a, R: Regs + 'a> Ops<'a, R> {
             return Ok(Quick::Slow(None));
         }
         let command = Self::read_write(target, rq, opcode)?;
+        let bytes = rq.sectors() << SECTOR_SHIFT;
         let (rq, data) = rq.split();
-        // SAFETY: A request that was mapped is unmapped, when it is answered or by `give_up()`,
-        // before it is ended; the device writes to one that reads, by `dir`.
+        // SAFETY: A request that was mapped is unmapped before it is ended: when it is answered, by
+        // `give_up()`, or by `refused()`. The device writes to one that reads, by `dir`.
         let source = unsafe { ReqBvecs::new(rq) };
 
         match hw.client.map_one(&mut data.mapping, &source, dir) {
-            Ok(Some(only)) => Ok(match Self::one_segment(hw, only.dma, only.len) {
+            Ok(Some(only)) if only.len != bytes => {
+                Self::malformed(&hw.queue, Fault::Length);
+                Err(Status::IOERR)
+            }
+            Ok(Some(only)) => Ok(match Self::one_segment(hw, only.dma, bytes) {
                 Some(data) => Quick::Command(command.with_data(data), Moved::one(only)),
                 None => Quick::Slow(Some(only)),
             }),
@@ -340,11 +348,11 @@ impl<'a, R: Regs + 'a> Ops<'a, R> {
         let bytes = rq.sectors() << SECTOR_SHIFT;
         let (rq, data) = rq.split();
         let (data, moved) = if let Some(only) = only {
-            Self::one(hw, data, tag, only)?
+            Self::one(hw, data, tag, only, bytes)?
         } else if let Some(source) = PhysReqBvecs::new(rq) {
             // Memory of another device, which has no pages.
             match hw.client.map_one(&mut data.mapping, &source, dir) {
-                Ok(Some(only)) => Self::one(hw, data, tag, only)?,
+                Ok(Some(only)) => Self::one(hw, data, tag, only, bytes)?,
                 Ok(None) => Self::pieces(hw, data, tag, source, bytes, dir)?,
                 Err(e) => return Err(Self::mapping_failed(&hw.queue, e)),
             }
@@ -460,9 +468,10 @@ impl<'a, R: Regs + 'a> Ops<'a, R> {
         data: &mut Iod<'a>,
         tag: u16,
         only: Segment,
+        bytes: u32,
     ) -> Result<(DataPointer, Moved), Status> {
         let mut segment = Some((only.dma, only.len));
-        let pointer = Self::place(hw, &mut data.lists, tag, only.len, || Ok(segment.take()))
+        let pointer = Self::place(hw, &mut data.lists, tag, bytes, || Ok(segment.take()))
             .inspect_err(|_| data.mapping.unmap())?;
 
         Ok((pointer, Moved::one(only)))
@@ -630,7 +639,8 @@ impl<'a, R: Regs + 'a> Operations for Ops<'a, R> {
     fn complete(rq: OwnedRequest<Self>) {
         let status = rq.data().status;
 
-        Self::give_up(rq, status.may_retry(), status.to_blk());
+        // One that succeeded was ended when it was answered.
+        Self::give_up(rq, !status.is_ok() && status.may_retry(), status.to_blk());
     }
 
     fn timeout(hw: &Hw<'a, R>, _target: &Target, rq: TimedOut<'_, Self>) -> TimeoutAction {

@@ -54,7 +54,7 @@ pub(crate) struct Counters {
     spilled: u64,
 }
 
-/// What each [`Path`] is called, in the order of their numbers.
+/// What each [`Path`] is called.
 const PATHS: [&str; 6] = [
     "single",
     "iova_ranges",
@@ -64,10 +64,18 @@ const PATHS: [&str; 6] = [
     "mixed",
 ];
 
-const _: () = {
-    assert!(Path::Single as usize == 0 && Path::Iova as usize == 1 && Path::Direct as usize == 2);
-    assert!(Path::Bus as usize == 3 && Path::Internal as usize == 4 && Path::Mixed as usize == 5);
-};
+/// The place of `path` in [`PATHS`].
+#[inline]
+const fn place(path: Path) -> usize {
+    match path {
+        Path::Single => 0,
+        Path::Iova => 1,
+        Path::Direct => 2,
+        Path::Bus => 3,
+        Path::Internal => 4,
+        Path::Mixed => 5,
+    }
+}
 
 impl Counters {
     /// Counts a request. It is under a lock that the request takes anyway.
@@ -80,9 +88,8 @@ impl Counters {
         };
         self.bytes = self.bytes.wrapping_add(moved.bytes.into());
         self.segments = self.segments.wrapping_add(moved.segments.into());
-        if let Some(path) = self.paths.get_mut(moved.path as usize) {
-            *path = path.wrapping_add(1);
-        }
+        let path = &mut self.paths[place(moved.path)];
+        *path = path.wrapping_add(1);
         if moved.spilled {
             self.spilled = self.spilled.wrapping_add(1);
         }

@@ -200,11 +200,10 @@ impl Hidden {
 
 impl Drop for Hidden {
     fn drop(&mut self) {
-        // SAFETY: As in `new()`, which took a reference.
-        unsafe {
-            (*self.0).set_non_mappable_bars(0);
-            bindings::pci_dev_put(self.0);
-        }
+        // SAFETY: As in `new()`; no device of the tests has had the bit set.
+        unsafe { (*self.0).set_non_mappable_bars(0) };
+        // SAFETY: The reference is that of `new()`, and ends here.
+        unsafe { bindings::pci_dev_put(self.0) };
     }
 }
 
@@ -229,8 +228,11 @@ fn keep(phys: u64) -> Result<(Arc<Keeper>, Hold)> {
     let piece = PhysBvec::new(phys, 1).ok_or(EINVAL)?;
     let provider = provider_of(piece)?.ok_or(ENODEV)?;
     let keeper = Arc::pin_init(pin_init!(Keeper { window <- new_mutex!(None) }), GFP_KERNEL)?;
+    // Who takes the memory away meanwhile waits here, and finds the window.
+    let mut window = keeper.window.lock();
     let hold = provider.hold(keeper.clone())?;
-    *keeper.window.lock() = Some(provider.window(0, 0x1000)?);
+    *window = Some(provider.window(0, 0x1000)?);
+    drop(window);
     Ok((keeper, hold))
 }
 

@@ -219,18 +219,17 @@ impl<'c, S: Source, B: Backend> Segments<'_, 'c, S, B> {
     #[inline]
     fn map_all(&mut self) -> Result {
         // The usual case.
-        if let Some(only) = self.source.only() {
-            if let Some(one) = self
-                .client
-                .map_only(self.slot, &self.source, only, self.dir)?
-            {
-                self.dma = one.dma;
-                self.left = only.len() as usize;
-                self.taken = true;
-                self.path = one.path();
-                self.run = one.run;
-                return Ok(());
-            }
+        let any = |_| true;
+        if let Some(one) = self
+            .client
+            .map_only(self.slot, &self.source, self.dir, any)?
+        {
+            self.dma = one.dma;
+            self.left = one.len as usize;
+            self.taken = true;
+            self.path = one.path();
+            self.run = one.run;
+            return Ok(());
         }
         let bytes = self.source.bytes();
         if bytes > self.client.max_bytes || self.dir == DataDirection::None {
@@ -282,9 +281,8 @@ impl<'c, S: Source, B: Backend> Segments<'_, 'c, S, B> {
     /// Maps the only piece there is.
     #[inline]
     fn map_single(&mut self, piece: PhysBvec) -> Result {
-        let one = self
-            .client
-            .map_alone(self.slot, piece, self.run, self.dir)?;
+        // SAFETY: Nothing has been mapped yet; it is of our source, and was looked up.
+        let one = unsafe { self.client.map_alone(self.slot, piece, self.run, self.dir) }?;
         self.dma = one.dma;
         self.left = piece.len() as usize;
         self.path = Path::Single;

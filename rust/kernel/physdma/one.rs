@@ -35,6 +35,7 @@ use crate::{
 /// A piece that was mapped by itself, or need not be mapped.
 pub(super) struct One {
     pub(super) dma: DmaAddress,
+    pub(super) len: u32,
     pub(super) run: Run,
 }
 
@@ -98,14 +99,9 @@ impl<'c, B: Backend> Client<'c, B> {
     ) -> Result<Option<Segment>> {
         slot.unmap();
 
-        let Some(only) = source.only() else {
-            return Ok(None);
-        };
-        if self.limits.may_cut(only.len()) {
-            return Ok(None);
-        }
+        let only = |only: PhysBvec| !self.limits.may_cut(only.len());
         let Some(one) = self
-            .map_only(slot, source, only, dir)
+            .map_only(slot, source, dir, only)
             .map_err(failures::count)?
         else {
             slot.unmap();
@@ -114,27 +110,30 @@ impl<'c, B: Backend> Client<'c, B> {
         trace::map(
             self.backend.bound_device(),
             slot,
-            || only.len() as usize,
+            || one.len as usize,
             dir,
             one.path(),
         );
         Ok(Some(Segment {
             dma: one.dma,
-            len: only.len(),
+            len: one.len,
             origin: one.run.origin(one.dma),
         }))
     }
 
-    /// Maps `only`, which is all of `source`. [`None`]: it is not all of one kind; what it begins
-    /// with may be kept.
+    /// Maps all of `source`, if it is one piece that `fits`. [`None`]: it is not, or not all of one
+    /// kind; what it begins with may be kept. Nothing is mapped in `slot`.
     #[inline(always)] // What it returns stays in registers.
     pub(super) fn map_only<S: Source>(
         &'c self,
         slot: &mut Mapping<'c, B>,
         source: &S,
-        only: PhysBvec,
         dir: DataDirection,
+        fits: impl FnOnce(PhysBvec) -> bool,
     ) -> Result<Option<One>> {
+        let Some(only) = source.only().filter(|&only| fits(only)) else {
+            return Ok(None);
+        };
         if only.len() as usize > self.max_bytes || dir == DataDirection::None {
             return Err(EINVAL);
         }
@@ -142,11 +141,13 @@ impl<'c, B: Backend> Client<'c, B> {
         let uniform = S::UNIFORM || source.is_uniform();
         let mut run = Run::Ram;
 
-        if if uniform {
+        let look_up = if uniform {
             Self::may_be_owned(only)
         } else {
             S::MISS != Miss::Ram || registry::any()
-        } {
+        };
+
+        if look_up {
             let miss = if uniform { Miss::Ram } else { source.miss() };
             let (found, len) = self.find_run::<S>(slot, only, miss)?;
             if len != only.len() {
@@ -163,15 +164,23 @@ impl<'c, B: Backend> Client<'c, B> {
         match run {
             Run::Bus { offset } | Run::Internal { offset, .. } => Ok(Some(One {
                 dma: bus_address(only, offset),
+                len: only.len(),
                 run,
             })),
-            Run::Ram | Run::HostBridge => self.map_alone(slot, only, run, dir).map(Some),
+            // SAFETY: It is all of `source`, and was looked up.
+            Run::Ram | Run::HostBridge => unsafe { self.map_alone(slot, only, run, dir) }.map(Some),
         }
     }
 
-    /// Has the DMA API map `piece`, all that there is, which is of the kind of `run`.
+    /// Has the DMA API map `piece`, all that there is.
+    ///
+    /// # Safety
+    ///
+    /// `slot` has nothing mapped. `piece` comes from a source, and is of the kind of `run`: a
+    /// provider's memory that `slot` keeps; or RAM, for which who made the source has promised that
+    /// it stays allocated until `slot` is unmapped.
     #[inline(always)] // As above.
-    pub(super) fn map_alone(
+    pub(super) unsafe fn map_alone(
         &'c self,
         slot: &mut Mapping<'c, B>,
         piece: PhysBvec,
@@ -182,8 +191,7 @@ impl<'c, B: Backend> Client<'c, B> {
         let len = piece.len();
         let memory = run.memory();
 
-        // SAFETY: It is a provider's memory that `slot` keeps; or who made the source has promised
-        // that it is RAM which stays allocated until `slot` is unmapped.
+        // SAFETY: By the safety requirements.
         let dma = unsafe { backend.map_phys(piece.phys(), len as usize, dir, memory) }
             .inspect_err(|_| slot.unmap())?;
         slot.state = State::Single {
@@ -193,6 +201,6 @@ impl<'c, B: Backend> Client<'c, B> {
             dir,
             memory,
         };
-        Ok(One { dma, run })
+        Ok(One { dma, len, run })
     }
 }
