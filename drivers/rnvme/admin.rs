@@ -318,6 +318,35 @@ impl<'a, R: Regs + 'a> Admin<'a, R> {
         Ok(())
     }
 
+    /// Has the device look for the doorbells of the I/O queues in memory, if it can: see [`Shadow`].
+    /// Sleeps.
+    ///
+    /// The queues were made, and are empty.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::execute`], but for `EIO`: all goes on without.
+    ///
+    /// [`Shadow`]: crate::shadow::Shadow
+    pub(crate) fn set_shadow(&self) -> Result {
+        let Some(shadow) = self.queue.ctrl().shadow.as_ref() else {
+            return Ok(());
+        };
+
+        shadow.clear();
+        match self.execute(
+            "Doorbell Buffer Config",
+            Command::doorbell_buffers(shadow.addresses()),
+        ) {
+            Ok(_) => {
+                shadow.begin();
+                Ok(())
+            }
+            Err(e) if e == EIO => Ok(()),
+            Err(e) => Err(e),
+        }
+    }
+
     /// Has the device forget the submission queue of `queue`, within `timeout`. Sleeps.
     ///
     /// # Errors

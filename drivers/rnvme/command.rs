@@ -38,6 +38,8 @@ pub(crate) mod admin {
     pub(crate) const ABORT: u8 = 0x08;
     /// Set Features.
     pub(crate) const SET_FEATURES: u8 = 0x09;
+    /// Doorbell Buffer Config.
+    pub(crate) const DOORBELL_BUFFERS: u8 = 0x7c;
 }
 
 /// Operation codes of the NVM command set.
@@ -144,6 +146,11 @@ impl Command {
         this.cdw[0] = NUMBER_OF_QUEUES;
         this.cdw[1] = n << 16 | n;
         this
+    }
+
+    /// Look for doorbells in the first buffer, and say in the second up to where.
+    pub(crate) fn doorbell_buffers(addresses: [u64; 2]) -> Self {
+        Self::new(admin::DOORBELL_BUFFERS, 0).with_data(DataPointer::Prp(addresses))
     }
 
     /// Make the completion queue `qid` of `entries` entries at `dma`, that interrupts by `vector`.

@@ -12,7 +12,8 @@ use crate::{
         self,
         Capabilities,
         Regs, //
-    }, //
+    },
+    shadow::Shadow, //
 };
 use kernel::{
     device::{
@@ -31,7 +32,8 @@ use kernel::{
             Relaxed,
             Release, //
         },
-        Arc, //
+        Arc,
+        SetOnce, //
     },
     time::Delta, //
 };
@@ -80,6 +82,8 @@ pub(crate) struct Controller<'a, R> {
     /// What the registers say that never changes.
     pub(crate) caps: Capabilities,
     state: Atomic<u32>,
+    /// The doorbells in memory, if it looks at such.
+    pub(crate) shadow: SetOnce<Shadow>,
     /// How often the controller said what cannot be.
     lies: Rarely,
     /// How often the memory of a request could not be mapped.
@@ -115,6 +119,7 @@ impl<'a, R: Regs> Controller<'a, R> {
                 regs,
                 caps,
                 state: Atomic::new(State::Starting as u32),
+                shadow: SetOnce::new(),
                 lies: Rarely::new(),
                 unmapped: Rarely::new(),
                 inbox <- Inbox::new(),
@@ -168,11 +173,20 @@ impl<'a, R: Regs> Controller<'a, R> {
         self.lies.0.load(Relaxed)
     }
 
-    /// Writes a doorbell.
+    /// Sets a doorbell of queue `qid`, which was `old`, to `value`.
     #[inline]
-    pub(crate) fn ring(&self, doorbell: usize, value: u32) {
+    pub(crate) fn ring(&self, qid: u16, completion: bool, old: u32, value: u32) {
+        let offset = regs::doorbell(qid, self.caps.stride, completion);
+
+        if qid != 0 {
+            if let Some(shadow) = self.shadow.as_ref() {
+                if shadow.ring(offset, old, value) {
+                    return;
+                }
+            }
+        }
         // It was seen to be within the BAR when the queue was made.
-        let _ = self.regs.io().try_write32(value, doorbell);
+        let _ = self.regs.io().try_write32(value, offset);
     }
 
     /// Waits until `done` says so of the status; at most `ms` milliseconds.

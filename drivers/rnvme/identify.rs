@@ -51,6 +51,8 @@ pub(crate) struct Controller {
     pub(crate) write_cache: bool,
     /// A command may say where its data are by an SGL descriptor.
     pub(crate) sgls: bool,
+    /// It looks for doorbells in memory.
+    pub(crate) doorbell_buffers: bool,
 }
 
 /// The controller's queue entries are not of the sizes that the specification demands: it does not
@@ -72,6 +74,7 @@ impl Controller {
         let [mdts] = field::<77, 1>(page);
         let rtd3e_us = u32::from_le_bytes(field::<88, 4>(page));
         let [sqes, cqes] = field::<512, 2>(page);
+        let oacs = u16::from_le_bytes(field::<256, 2>(page));
         let [vwc] = field::<525, 1>(page);
         // One and two are yes; zero is no, and three is reserved.
         let sgls = u32::from_le_bytes(field::<536, 4>(page)) & 0b11;
@@ -96,6 +99,7 @@ impl Controller {
             namespaces: u32::from_le_bytes(field::<516, 4>(page)),
             write_cache: vwc & 1 != 0,
             sgls: matches!(sgls, 1 | 2),
+            doorbell_buffers: oacs & 1 << 8 != 0,
         })
     }
 

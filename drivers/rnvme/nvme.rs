@@ -35,7 +35,8 @@ use crate::{
     regs::{
         Regs,
         CSS_ALL, //
-    }, //
+    },
+    shadow::Shadow, //
 };
 use core::mem;
 use kernel::{
@@ -205,6 +206,11 @@ impl<'a, R: Regs + 'a> Nvme<'a, R> {
         for (i, queue) in (0..tags.nr_hw_queues()).zip(&queues) {
             queue.set_in_flight(tags.in_flight(i).ok_or(EINVAL)?)?;
             admin.create_queue(queue)?;
+        }
+        if identity.doorbell_buffers {
+            ctrl.shadow
+                .populate(Shadow::new(dev, granted, ctrl.caps.stride)?);
+            admin.set_shadow()?;
         }
         ctrl.set_state(State::Live);
         dev_info!(
@@ -465,6 +471,10 @@ impl<'a, R: Regs + 'a> Nvme<'a, R> {
 
     /// Brings the controller up again, with the queues that it had.
     fn restart(&self) -> Result {
+        if let Some(shadow) = self.ctrl.shadow.as_ref() {
+            // It has forgotten where they are.
+            shadow.clear();
+        }
         self.ctrl.enable(&self.admin.queue.rings())?;
         self.admin.queue.set_enabled(true);
         self.memory.restart(&self.ctrl);
@@ -481,7 +491,7 @@ impl<'a, R: Regs + 'a> Nvme<'a, R> {
         for queue in self.used_queues() {
             self.admin.create_queue(queue)?;
         }
-        Ok(())
+        self.admin.set_shadow()
     }
 
     /// Has nobody wait for an answer of a controller that is gone. Sleeps.

@@ -23,10 +23,7 @@ use crate::{
     },
     identify,
     prp,
-    regs::{
-        self,
-        Regs, //
-    }, //
+    regs::Regs, //
 };
 use core::mem;
 use kernel::{
@@ -314,9 +311,8 @@ impl<'a, R: Regs> Queue<'a, R> {
 
     #[inline]
     fn ring_submission(&self, submission: &mut Submission) {
-        let doorbell = regs::doorbell(self.qid, self.ctrl.caps.stride, false);
-
-        self.ctrl.ring(doorbell, submission.tail);
+        self.ctrl
+            .ring(self.qid, false, submission.rung, submission.tail);
         submission.rung = submission.tail;
     }
 
@@ -340,7 +336,8 @@ impl<'a, R: Regs> Queue<'a, R> {
     #[inline]
     pub(crate) fn process(&self) -> bool {
         let mut batch = EndBatch::new();
-        let mut head = self.head.load(Relaxed);
+        let before = self.head.load(Relaxed);
+        let mut head = before;
         let mut phase = self.phase.load(Relaxed);
         let mut found = false;
 
@@ -360,8 +357,7 @@ impl<'a, R: Regs> Queue<'a, R> {
         if found {
             self.head.store(head, Relaxed);
             self.phase.store(phase, Relaxed);
-            let doorbell = regs::doorbell(self.qid, self.ctrl.caps.stride, true);
-            self.ctrl.ring(doorbell, head);
+            self.ctrl.ring(self.qid, true, before, head);
         }
         found
     }

@@ -54,6 +54,7 @@ mod queue;
 mod recovery;
 mod regs;
 mod sgl;
+mod shadow;
 
 use crate::{
     identify::CTRL_PAGE_SIZE,

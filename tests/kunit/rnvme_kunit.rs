@@ -58,6 +58,8 @@ mod regs;
 mod resets;
 #[path = "../../drivers/rnvme/sgl.rs"]
 mod sgl;
+#[path = "../../drivers/rnvme/shadow.rs"]
+mod shadow;
 
 module! {
     type: RnvmeKunit,
