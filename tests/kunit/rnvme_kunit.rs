@@ -24,6 +24,8 @@ mod counters;
 mod ctrl;
 #[path = "../../drivers/rnvme/cut.rs"]
 mod cut;
+#[path = "rnvme/doorbells.rs"]
+mod doorbells;
 #[path = "rnvme/fake.rs"]
 mod fake;
 #[path = "../../drivers/rnvme/identify.rs"]

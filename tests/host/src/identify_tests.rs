@@ -72,6 +72,16 @@ fn command_sets() {
 }
 
 #[test]
+fn doorbell_buffers() {
+    let mut p = [0; PAGE_LEN];
+    (p[512], p[513]) = (0x66, 0x44);
+    for (bytes, can) in [([0xff, 0xfe], false), ([0, 1], true)] {
+        p[256..258].copy_from_slice(&bytes);
+        assert_eq!(Controller::parse(&p).map(|c| c.doorbell_buffers), Ok(can));
+    }
+}
+
+#[test]
 fn scatter_gather_lists() {
     let mut p = [0; PAGE_LEN];
     (p[512], p[513]) = (0x66, 0x44);

@@ -15,6 +15,7 @@ use crate::{
     nvme::Interrupts,
     queue::Queue,
     regs::{
+        self,
         Bar,
         Regs,
         DOORBELLS, //
@@ -90,6 +91,10 @@ pub(crate) struct Script {
     pub(crate) mdts: u8,
     /// Takes SGL descriptors.
     pub(crate) sgls: bool,
+    /// Looks for doorbells in memory, if Doorbell Buffer Config has this status and it is 0.
+    pub(crate) shadow: Option<u16>,
+    /// Asks for each doorbell in a register all the same.
+    pub(crate) sleepy: bool,
     pub(crate) nsze: u64,
     pub(crate) lbads: u8,
     /// Formats that all namespaces may have, and that only some may have, less one all together.
@@ -172,6 +177,8 @@ impl Default for Script {
             gone: false,
             mdts: 5,
             sgls: false,
+            shadow: None,
+            sleepy: false,
             nsze: 2048,
             lbads: 9,
             formats: (0, 0),
@@ -261,6 +268,8 @@ struct State {
     lines: [Line; QUEUES],
     /// A completion to be posted yet: queue, command and status.
     late: Option<(u16, u16, u16)>,
+    /// It looks for doorbells in memory.
+    shadowed: bool,
     /// Who disabled it when it was enabled.
     disabled_by: Option<Pid>,
     counts: Counts,
@@ -292,6 +301,10 @@ pub(crate) struct Counts {
     pub(crate) blocks: u32,
     /// Those that have an SGL descriptor.
     pub(crate) sgls: u32,
+    /// Doorbells of I/O submission queues, in registers.
+    pub(crate) rings: u32,
+    /// Doorbell Buffer Config commands.
+    pub(crate) buffers: u32,
     /// It was cut off from memory.
     pub(crate) isolated: u32,
     /// Ranges of its memory that were opened to other devices.
@@ -335,6 +348,7 @@ impl Fake {
                     pairs: [Pair::default(); QUEUES],
                     lines: [Line::default(); QUEUES],
                     late: None,
+                    shadowed: false,
                     disabled_by: None,
                     counts: Counts::default(),
                 }),
@@ -353,6 +367,7 @@ impl Fake {
         let mut state = self.state.lock();
 
         (state.cc, state.csts) = (0, 0);
+        state.shadowed = false;
         state.pairs = [Pair::default(); QUEUES];
     }
 
@@ -433,6 +448,8 @@ impl Fake {
                 let index = offset.wrapping_sub(DOORBELLS) / state.script.stride();
                 if index % 2 != 0 {
                     state.consumed(index / 2);
+                } else if index != 0 {
+                    state.counts.rings += 1;
                 }
                 match state.doorbells.get_mut(index) {
                     Some(doorbell) => *doorbell = value,
@@ -449,7 +466,10 @@ impl Fake {
         loop {
             let slot = {
                 let mut state = self.state.lock();
-                let tail = state.doorbells[qid * 2];
+                let tail = match state.shadowed && qid != 0 {
+                    true => state.shadow_tail(queue),
+                    false => state.doorbells[qid * 2],
+                };
                 let pair = &mut state.pairs[qid];
                 if !pair.created || pair.sq_head == tail {
                     return;
@@ -544,6 +564,17 @@ impl Fake {
                     Some(status) => (status, 0),
                     None => return,
                 }
+            }
+            admin::DOORBELL_BUFFERS => {
+                let mut state = self.state.lock();
+                let told = queue.ctrl().shadow.as_ref().map(|s| s.addresses());
+
+                // Nobody asks one that cannot.
+                state.counts.wrongs += u32::from(script.shadow.is_none());
+                state.counts.wrongs += u32::from(told != Some([raw[3], raw[4]]));
+                state.counts.buffers += 1;
+                state.shadowed = script.shadow == Some(0);
+                (script.shadow.unwrap_or(1), 0)
             }
             admin::ABORT => {
                 let mut state = self.state.lock();
@@ -736,6 +767,7 @@ impl Fake {
                 put(77, &[script.mdts]);
                 put(512, &[0x66, 0x44]);
                 put(516, &script.namespaces.to_le_bytes());
+                put(256, &[0, u8::from(script.shadow.is_some())]);
                 put(525, &[1]);
                 put(536, &[u8::from(script.sgls)]);
             }
@@ -766,6 +798,27 @@ impl State {
             .is_some_and(|line| line.task == current!().pid() && (line.handled || line.off == 1));
 
         self.counts.wrongs += u32::from(!alone);
+    }
+
+    /// The tail of the submission queue, as memory has it. It is asked for in the register too, if
+    /// it is sleepy.
+    fn shadow_tail(&mut self, queue: &Queue<'_, FakeRegs>) -> u32 {
+        let offset = regs::doorbell(queue.qid(), self.script.stride(), false);
+        let shadow = queue.ctrl().shadow.as_ref();
+        let tail = shadow.and_then(|shadow| shadow.doorbell(offset).ok());
+
+        if let (Some(shadow), Some(tail)) = (shadow, tail) {
+            // What was answered last is what it waits behind; or nothing that will come.
+            let event = match self.script.sleepy {
+                true => tail,
+                false => tail.wrapping_sub(2),
+            };
+            self.counts.wrongs += u32::from(shadow.set_event(offset, event).is_err());
+        }
+        tail.unwrap_or_else(|| {
+            self.counts.wrongs += 1;
+            0
+        })
     }
 
     /// Creates a queue, and returns the status of the command.
@@ -844,6 +897,7 @@ impl State {
             self.pairs[0].created = self.csts & RDY != 0;
         }
         if !is {
+            self.shadowed = false;
             self.pairs = [Pair::default(); QUEUES];
             if !self.script.keeps_memory {
                 self.cmbmsc = [0; 2];

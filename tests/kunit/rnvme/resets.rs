@@ -59,6 +59,33 @@ mod tests {
     use super::*;
 
     #[test]
+    fn told_of_its_buffers_again() -> Result {
+        let script = Script {
+            shadow: Some(0),
+            ..impatient()
+        };
+        let ((), counts) = with(script, |fake, driver| {
+            let driver = driver?;
+            driver.flush()?;
+            fake.script(|script| {
+                script.list = [1, 2, 0, 0];
+                script.silent = (2, 1);
+            });
+            assert_eq!(driver.nvme.identify(2).err(), Some(ETIMEDOUT));
+            wait_for_enabled(fake, 2)?;
+            // The queues begin anew, and so does what is in the buffers.
+            for _ in 0..4 {
+                driver.flush()?;
+            }
+            Ok(())
+        })?;
+
+        assert_eq!((counts.enabled, counts.buffers), (2, 2));
+        assert_eq!(counts.wrongs, 0);
+        Ok(())
+    }
+
+    #[test]
     fn an_admin_command_is_late() -> Result {
         let ((), counts) = with(impatient(), |fake, driver| {
             let driver = driver?;
