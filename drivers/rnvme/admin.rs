@@ -296,7 +296,7 @@ impl<'a, R: Regs + 'a> Admin<'a, R> {
         Ok(command::queues_granted(result).min(wanted.into()) as u16)
     }
 
-    /// Makes `queue` a queue pair of the device, and lets it take commands. Sleeps.
+    /// Makes `queue` a queue pair of the device. Sleeps.
     ///
     /// # Errors
     ///
@@ -313,15 +313,15 @@ impl<'a, R: Regs + 'a> Admin<'a, R> {
         self.execute(
             "Create I/O Submission Queue",
             Command::create_sq(queue.qid(), rings.entries, rings.sq),
-        )?;
-        queue.set_enabled(true);
-        Ok(())
+        )
+        .map(|_| ())
     }
 
     /// Has the device look for the doorbells of the I/O queues in memory, if it can: see [`Shadow`].
     /// Sleeps.
     ///
-    /// The queues were made, and are empty.
+    /// The queues were made, and take no commands yet: one that was announced in a register before
+    /// would not be found in memory.
     ///
     /// # Errors
     ///

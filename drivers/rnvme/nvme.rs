@@ -90,6 +90,8 @@ pub(crate) struct Config {
     pub(crate) io_timeout: Msecs,
     /// When an admin command is, in milliseconds.
     pub(crate) admin_timeout: Msecs,
+    /// Use neither SGL descriptors nor doorbells in memory, even if it can.
+    pub(crate) plain: bool,
 }
 
 /// The device's interrupts.
@@ -197,7 +199,7 @@ impl<'a, R: Regs + 'a> Nvme<'a, R> {
                     queues: shared,
                     client,
                     mixes: memory.mixes,
-                    sgls: identity.sgls,
+                    sgls: identity.sgls && !config.plain,
                 },
             )
         };
@@ -207,10 +209,13 @@ impl<'a, R: Regs + 'a> Nvme<'a, R> {
             queue.set_in_flight(tags.in_flight(i).ok_or(EINVAL)?)?;
             admin.create_queue(queue)?;
         }
-        if identity.doorbell_buffers {
+        if identity.doorbell_buffers && !config.plain {
             ctrl.shadow
                 .populate(Shadow::new(dev, granted, ctrl.caps.stride)?);
             admin.set_shadow()?;
+        }
+        for (_, queue) in (0..tags.nr_hw_queues()).zip(&queues) {
+            queue.set_enabled(true);
         }
         ctrl.set_state(State::Live);
         dev_info!(
@@ -491,7 +496,11 @@ impl<'a, R: Regs + 'a> Nvme<'a, R> {
         for queue in self.used_queues() {
             self.admin.create_queue(queue)?;
         }
-        self.admin.set_shadow()
+        self.admin.set_shadow()?;
+        for queue in self.used_queues() {
+            queue.set_enabled(true);
+        }
+        Ok(())
     }
 
     /// Has nobody wait for an answer of a controller that is gone. Sleeps.

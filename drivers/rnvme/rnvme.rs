@@ -303,6 +303,7 @@ impl Rnvme {
                 .saturating_mul(1000)
                 .min(MAX_IO_TIMEOUT),
             admin_timeout: ADMIN_TIMEOUT,
+            plain: module_parameters::plain.value() != 0,
         };
         let irqs = PciInterrupts {
             vectors,
@@ -379,6 +380,10 @@ module! {
         io_timeout: u32 {
             default: 30,
             description: "Seconds after which a request is considered lost",
+        },
+        plain: u8 {
+            default: 0,
+            description: "1: no SGL descriptors, and no doorbells in memory",
         },
     },
 }

@@ -79,6 +79,7 @@ pub(crate) fn attach<'a>(dev: &'a Device<Bound>, fake: &Arc<Fake>) -> Result<Dri
         io_queues: script.io_queues,
         io_timeout: script.timeouts.0,
         admin_timeout: script.timeouts.1,
+        plain: false,
     };
 
     // SAFETY: No test forgets it.
