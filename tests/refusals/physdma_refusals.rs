@@ -10,8 +10,8 @@
 //! The BARs of the device that the parameter `hidden` names, as bus times 256 and function, are
 //! said not to be for others, as a quirk says of real ones.
 //!
-//! The first page of the provider's memory at the physical address that the parameter `kept` gives
-//! is mapped for the CPU.
+//! Of the provider whose memory is at the physical address that the parameter `kept` gives, the
+//! first page is mapped for the CPU: what an operator sees of that, no driver of ours has.
 
 use kernel::{
     bindings,
