@@ -275,7 +275,7 @@ impl<'a, R: Regs + 'a> Ops<'a, R> {
         }
         data.mapping.unmap();
         data.retries = 0;
-        batch.end(rq);
+        batch.complete(rq);
     }
 
     /// Builds the command that `rq` is, if its data are one piece of memory with pages, and the
@@ -639,7 +639,7 @@ impl<'a, R: Regs + 'a> Operations for Ops<'a, R> {
     fn complete(rq: OwnedRequest<Self>) {
         let status = rq.data().status;
 
-        // One that succeeded was ended when it was answered.
+        // Most that succeeded were ended in a batch.
         Self::give_up(rq, !status.is_ok() && status.may_retry(), status.to_blk());
     }
 

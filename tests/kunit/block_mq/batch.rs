@@ -21,6 +21,8 @@ use kernel::{
         Operations,
         OwnedRequest,
         QueueBatch,
+        QueueMaps,
+        QueueType,
         RequestQueue,
         Started,
         Status,
@@ -135,7 +137,7 @@ impl Operations for Driver {
             // Of a disk, which may have an I/O scheduler.
             let bytes = rq.bytes();
             let (rq, started) = rq.start_owned();
-            EndBatch::new().end(rq);
+            EndBatch::new().complete(rq);
             state.bytes_read.fetch_add(bytes.into(), Relaxed);
             return Ok(started);
         }
@@ -168,15 +170,32 @@ impl Operations for Driver {
     fn complete(rq: OwnedRequest<Self>) {
         rq.end(Status::OK);
     }
+
+    /// All CPUs have the first hardware queue.
+    fn map_queues(_tag_set: &(), maps: &mut QueueMaps<'_>) {
+        let _ = maps.map(QueueType::Default, 1, 0);
+    }
 }
 
-fn tag_set() -> Result<Arc<TagSet<Driver>>> {
+fn tag_set_of(nr_hw_queues: u32) -> Result<Arc<TagSet<Driver>>> {
     let options = TagSetOptions {
+        nr_hw_queues,
         queue_depth: 8,
         ..Default::default()
     };
 
     Arc::pin_init(TagSet::new(options, ()), GFP_KERNEL)
+}
+
+/// With a single hardware queue requests would end in a softirq, not in a batch.
+fn tag_set() -> Result<Arc<TagSet<Driver>>> {
+    let tag_set = tag_set_of(2)?;
+
+    if tag_set.nr_hw_queues() < 2 {
+        pr_err!("these cases need two CPUs\n");
+        return Err(ENODEV);
+    }
+    Ok(tag_set)
 }
 
 fn queue(tag_set: &Arc<TagSet<Driver>>, state: &Arc<State>) -> Result<RequestQueue<Driver>> {
@@ -215,7 +234,7 @@ fn answer(queue: &RequestQueue<Driver>, state: &State) -> Result<u32> {
 
     table.claim_all(|rq| {
         taken += 1;
-        batch.end(rq);
+        batch.complete(rq);
     });
     // Not before the batch does.
     check!(state.ended() == before);
@@ -292,6 +311,22 @@ mod tests {
         check!(state.dispatched() == (2, 4, 0));
         // The tag set is one, and so is the table.
         check!(answer(&first, &state)? == 4);
+        check!(state.ended() == (4, 0));
+        Ok(())
+    }
+
+    #[test]
+    fn a_single_hardware_queue_ends_them_in_a_softirq() -> Result {
+        let state = State::new(Mode::Take)?;
+        let queue = queue(&tag_set_of(1)?, &state)?;
+        let table = queue.tag_set().in_flight(0).ok_or(EINVAL)?;
+        let mut batch = EndBatch::new();
+
+        four(&[&queue], &state)?;
+        table.claim_all(|rq| batch.complete(rq));
+        // They are not in the batch.
+        wait_for(|| state.ended() == (4, 0))?;
+        drop(batch);
         check!(state.ended() == (4, 0));
         Ok(())
     }
