@@ -43,13 +43,15 @@ class Ssd(Device):
     """An NVMe SSD. Its namespaces are sparse files, `images`, made when the
     machine starts unless given; with `detached` none of them is attached.
     `namespace_options` are more properties of each for QEMU.
-    cmb and pmr are the MiB of its controller and persistent memory buffers."""
+    cmb and pmr are the MiB of its controller and persistent memory buffers;
+    queues is how many pairs it has for I/O, if not QEMU's 64."""
 
     size_mb: int = 64
     namespaces: int = 1
     block_size: int = 512
     cmb_mb: int = 0
     pmr_mb: int = 0
+    queues: int = 0
     serial: str = ""
     detached: bool = False
     namespace_options: dict = field(default_factory=dict)
@@ -59,6 +61,8 @@ class Ssd(Device):
         name = f"nvme{number}"
         properties = {"id": name, "serial": self.serial or f"physdma{number}"}
         arguments = []
+        if self.queues:
+            properties["max_ioqpairs"] = self.queues
         if self.cmb_mb:
             properties["cmb_size_mb"] = self.cmb_mb
         if self.pmr_mb:

@@ -54,7 +54,7 @@ PLAIN = "lazy"
 def machine(mode):
     return Machine(iommu=mode, host_files=True,
                    devices=[Ssd(size_mb=(len(DEPTHS) + 1) * SIZE_MB * 2),
-                            Ssd(size_mb=SIZE_MB * 4, block_size=4096)])
+                            Ssd(size_mb=SIZE_MB * 4, block_size=4096, queues=1)])
 
 
 def fio(depth, directory):
@@ -87,6 +87,17 @@ def run(t):
         t.vm.sh(f"mkfs.ext4 -q {second} && mkdir /mnt/fs2 && mount {second} /mnt/fs2 && "
                 "cp /mnt/fs/depth1 /mnt/fs2 && umount /mnt/fs2 && mount {0} /mnt/fs2 && "
                 "cmp /mnt/fs/depth1 /mnt/fs2/depth1 && umount /mnt/fs2".format(second))
+    # The interrupt comes to one CPU, the requests come from both.
+    for scheduler in "none", "mq-deadline":
+        with t.case(f"one queue of two CPUs, which end their own requests, {scheduler}"):
+            queue = f"/sys/block/{second.rpartition('/')[2]}/queue"
+            t.vm.sh(f"[ $(ls -d {queue}/../mq/*/ | wc -l) = 1 ] && "
+                    f"echo {scheduler} > {queue}/scheduler && echo 2 > {queue}/rq_affinity && "
+                    f"mount {second} /mnt/fs2")
+            for cpu in 0, 1:
+                t.vm.sh(f"taskset -c {cpu} dd if=/mnt/fs2/depth1 bs=64k iflag=direct status=none | "
+                        "cmp - /mnt/fs/depth1")
+            t.vm.sh("umount /mnt/fs2")
     with t.case("memory that starts within a page"):
         # Not aligned, so that the first and the last page are used in part.
         t.vm.sh(f"cat > /tmp/unaligned.py <<'EOF'\n{UNALIGNED}\nEOF\n"
