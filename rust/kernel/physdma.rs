@@ -58,6 +58,7 @@ mod route;
 mod run;
 mod segment;
 mod source;
+mod table;
 mod trace;
 mod window;
 

@@ -26,6 +26,7 @@ use super::{
         BarRange,
         Topology, //
     },
+    table::RcuTable,
     BvecKind,
     PhysBvec, //
 };
@@ -36,19 +37,12 @@ use crate::{
     new_mutex,
     prelude::*,
     sync::{
-        atomic::{
-            Atomic,
-            Relaxed, //
-        },
+        atomic::Atomic,
         rcu,
         Arc,
         ArcBorrow,
         CondVar,
         Mutex, //
-    },
-    xarray::{
-        AllocKind,
-        XArray, //
     }, //
 };
 
@@ -119,11 +113,9 @@ pub(super) struct Inner {
     pub(super) bios: Arc<Attached>,
     /// The same, as C knows it.
     pub(super) p2p: P2p,
-    /// All clients have numbers less than this.
-    clients: Atomic<usize>,
     /// By the number of the client. Changed under the registry's lock, as long as it is there.
     #[pin]
-    attachments: XArray<Arc<Attached>>,
+    attachments: RcuTable<Attached>,
     #[pin]
     state: Mutex<State>,
     /// When a holder has been told.
@@ -166,8 +158,7 @@ impl Inner {
                 cpu,
                 bios,
                 p2p,
-                clients: Atomic::new(0),
-                attachments <- XArray::new(AllocKind::Alloc),
+                attachments <- RcuTable::new(),
                 state <- new_mutex!(State {
                     revoked: false,
                     holders: KVec::new(),
@@ -187,13 +178,8 @@ impl Inner {
         if self.state.lock().revoked {
             return Ok(());
         }
-        let attachment = Attachment::new(client, &self.range)?;
-        // What could not be stored is dropped without the lock, which sleeps.
-        let stored = self.attachments.lock().store(id, attachment, GFP_KERNEL);
-        stored?;
-        self.clients
-            .store(self.clients.load(Relaxed).max(id + 1), Relaxed);
-        Ok(())
+        self.attachments
+            .store(id, Attachment::new(client, &self.range)?)
     }
 
     /// Client number `id` is going, or the provider is: nothing is mapped any more. The registry's
@@ -201,7 +187,7 @@ impl Inner {
     ///
     /// Dropping what is returned waits, so it is done without the lock.
     pub(super) fn detach(&self, id: usize) -> Option<Arc<Attached>> {
-        self.attachments.lock().remove(id)
+        self.attachments.remove(id)
     }
 
     /// The attachment of client number `id`, for that client.
@@ -219,14 +205,14 @@ impl Inner {
         let this = unsafe { &*core::ptr::from_ref(&*this) };
         // SAFETY: It is removed when the client goes, which it does not by the safety requirements;
         // or a grace period after the provider was revoked.
-        unsafe { this.attachments.load_rcu(id, guard) }
+        unsafe { this.attachments.load(id, guard) }
     }
 
     /// The attachment of client number `id`; number [`None`] is the CPU.
     pub(super) fn attachment_of(&self, id: Option<usize>) -> Option<Arc<Attached>> {
         match id {
             None => Some(self.cpu.clone()),
-            Some(id) => self.attachments.lock().get(id).map(Arc::from),
+            Some(id) => self.attachments.get(id),
         }
     }
 
@@ -461,7 +447,7 @@ impl Provider {
     /// }
     /// ```
     pub fn for_each_client(&self, mut f: impl FnMut(Traffic<'_>)) {
-        for id in 0..self.0.clients.load(Relaxed) {
+        for id in 0..self.0.attachments.len() {
             if let Some(attachment) = self.0.attachment_of(Some(id)) {
                 f(attachment.traffic());
             }

@@ -275,9 +275,74 @@ fn c_driver_goes(dev: &pci::Device<Bound>) -> Result {
     result.map(drop)
 }
 
+/// Clients of one provider at a time, more than it has room for at first.
+const CROWD: usize = 20;
+
+/// Many clients come and go while another one maps: where a provider finds them grows under whoever
+/// looks there.
+fn crowd(dev: &pci::Device<Bound>) -> Result {
+    let range = open(dev, 0, PART)?;
+    let list = [at(&range, 0, 0x1000)?];
+    let (ready, end, failed) = (flag()?, flag()?, flag()?);
+    let one_maps = || -> Result {
+        let recorder = Recorder::new();
+        let client = client(&recorder, LIMITS)?;
+        let mut slot = Mapping::default();
+
+        while !end.load(Relaxed) {
+            map(&client, &mut slot, Raw::new(&list)?)?;
+            slot.unmap();
+            ready.store(true, Relaxed);
+            fsleep(Delta::from_micros(1));
+        }
+        Ok(())
+    };
+    // SAFETY: It is dropped at the end of this function.
+    let mapping = unsafe {
+        Thread::spawn(c"physdma_crowd", |_| {
+            failed.store(one_maps().is_err(), Relaxed);
+        })
+    }?;
+    let others = || -> Result {
+        let recorder = Recorder::new();
+
+        check!(comes(&ready));
+        for _ in 0..3 {
+            let mut clients = KVec::new();
+            for _ in 0..CROWD {
+                clients.push(client(&recorder, LIMITS)?, GFP_KERNEL)?;
+            }
+            let mut slots = KVec::new();
+            for client in &clients {
+                let mut slot = Mapping::default();
+                map(client, &mut slot, Raw::new(&list)?)?;
+                slots.push(slot, GFP_KERNEL)?;
+            }
+            let (mut count, mut in_flight) = (0, 0);
+            range.provider().for_each_client(|traffic| {
+                count += 1;
+                in_flight += traffic.in_flight;
+            });
+            // The other one may have it mapped just now.
+            check!(count == CROWD + 1 && (in_flight == 20 || in_flight == 21));
+        }
+        Ok(())
+    };
+    let result = others();
+    end.store(true, Relaxed);
+    drop(mapping);
+    check!(!failed.load(Relaxed));
+    result
+}
+
 #[kunit_tests(physdma_going)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn many_clients_come_and_go_while_one_maps() -> Result {
+        with_memory(crowd)
+    }
 
     #[test]
     fn client_that_goes_is_waited_for() -> Result {
