@@ -172,14 +172,14 @@ impl PhysBvec {
     /// The physical address of the last byte.
     #[inline]
     pub const fn last(self) -> PhysAddr {
-        // By the type invariants this does not overflow.
-        self.phys + (self.len - 1) as PhysAddr
+        // By the type invariants this does not wrap.
+        self.phys.wrapping_add(self.len.wrapping_sub(1) as PhysAddr)
     }
 
     /// The physical address behind the last byte; zero when that is the end of the address space.
     #[inline]
     pub const fn end(self) -> PhysAddr {
-        self.last().wrapping_add(1)
+        self.phys.wrapping_add(self.len as PhysAddr)
     }
 
     /// Cuts off the first `at` bytes: returns them and what is left.
@@ -233,7 +233,7 @@ impl PhysBvec {
     #[inline]
     pub const fn join(self, next: Self) -> Option<Self> {
         // An end of zero is the end of the address space, where nothing can follow.
-        if self.end() == 0 || self.end() != next.phys {
+        if self.end() != next.phys || self.end() == 0 {
             return None;
         }
         if self.kind() as u32 != next.kind() as u32 {

@@ -265,7 +265,7 @@ impl<'c, S: Source, B: Backend> Segments<'_, 'c, S, B> {
                 Kind::Internal => Path::Internal,
                 _ => Path::Bus,
             };
-            self.ahead = Some(first);
+            self.address(first);
             return Ok(());
         }
         if first.len() as usize >= bytes {
@@ -273,7 +273,7 @@ impl<'c, S: Source, B: Backend> Segments<'_, 'c, S, B> {
         }
         let boundary = self.client.merge_boundary;
         if boundary == 0 || self.source.gaps() & boundary != 0 || !self.link(first, bytes)? {
-            self.ahead = Some(first);
+            return self.map_piece(first);
         }
         Ok(())
     }
@@ -330,17 +330,17 @@ impl<'c, S: Source, B: Backend> Segments<'_, 'c, S, B> {
     #[inline]
     fn map_next(&mut self) -> Result<bool> {
         match self.path {
+            _ if self.taken => Ok(false),
             // All was mapped at once.
             Path::Single | Path::Iova => Ok(false),
-            Path::Direct => match self.ahead.take().or_else(|| self.source.next()) {
-                Some(piece) => self.map_piece(piece).map(|()| true),
-                None => Ok(false),
-            },
-            Path::Bus | Path::Internal if self.taken => Ok(false),
-            Path::Bus | Path::Internal => {
-                match self.ahead.take().or_else(|| self.source.next()) {
-                    Some(piece) => self.address(piece),
-                    None => return Ok(false),
+            Path::Direct | Path::Bus | Path::Internal => {
+                let Some(piece) = self.source.next() else {
+                    return Ok(false);
+                };
+                if self.path == Path::Direct {
+                    self.map_piece(piece)?;
+                } else {
+                    self.address(piece);
                 }
                 Ok(true)
             }
@@ -571,8 +571,7 @@ impl<'c, S: Source, B: Backend> Segments<'_, 'c, S, B> {
     fn undo(&mut self, error: Error) -> Error {
         self.slot.unmap();
         self.left = 0;
-        self.ahead = None;
-        while self.source.next().is_some() {}
+        self.taken = true;
         error
     }
 }

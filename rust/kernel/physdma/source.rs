@@ -280,6 +280,7 @@ impl Source for Raw<'_> {
         self.gaps
     }
 
+    #[inline]
     fn next(&mut self) -> Option<PhysBvec> {
         self.pieces.next()
     }
@@ -575,7 +576,7 @@ impl Source for ReqBvecs<'_> {
         self.request.phys_gap_mask() as u64
     }
 
-    #[inline]
+    #[inline(always)] // It is the loop where nothing can be joined.
     fn next(&mut self) -> Option<PhysBvec> {
         let request = self.request;
         self.pieces
