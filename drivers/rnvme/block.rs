@@ -7,8 +7,7 @@ use crate::{
     command::{
         io,
         Command,
-        CommandStatus,
-        DataPointer, //
+        CommandStatus, //
     },
     counters::Moved,
     ctrl::{
@@ -21,17 +20,10 @@ use crate::{
         CTRL_PAGE_SIZE,
         MAX_TRANSFER, //
     },
-    prp::{
-        self,
-        Fault, //
-    },
-    queue::{
-        Queue,
-        RequestLists, //
-    },
+    prp::Fault,
+    queue::Queue,
     recovery,
-    regs::Regs,
-    sgl, //
+    regs::Regs, //
 };
 use core::{
     marker::PhantomData,
@@ -71,13 +63,11 @@ use kernel::{
         Limits,
         Mapping,
         Mixed,
-        Origin,
         Part,
         PhysReqBvecs,
         PremappedSlice,
         ReqBvecs,
-        Segment,
-        Source, //
+        Segment, //
     },
     prelude::*,
     sync::Arc, //
@@ -136,7 +126,7 @@ impl Carried {
 
 /// What lies beside each request: `struct nvme_iod` in the C driver.
 pub(crate) struct Iod<'a> {
-    mapping: Mapping<'a>,
+    pub(crate) mapping: Mapping<'a>,
     /// The long PRP lists that the request has, one bit each.
     pub(crate) lists: u64,
     /// The driver's own command, where the request is one.
@@ -166,10 +156,10 @@ pub(crate) struct Tags<'a, R: Regs> {
 
 /// What a hardware context has.
 pub(crate) struct Hw<'a, R: Regs> {
-    queue: Arc<Queue<'a, R>>,
-    client: &'a Client<'a>,
-    mixes: bool,
-    sgls: bool,
+    pub(crate) queue: Arc<Queue<'a, R>>,
+    pub(crate) client: &'a Client<'a>,
+    pub(crate) mixes: bool,
+    pub(crate) sgls: bool,
 }
 
 /// What a request is about.
@@ -289,10 +279,8 @@ impl<'a, R: Regs + 'a> Ops<'a, R> {
         if !hw.queue.is_enabled() {
             return Err(hw.queue.refusal());
         }
-        let (opcode, dir) = match rq.op() {
-            Op::Read => (io::READ, DataDirection::FromDevice),
-            Op::Write => (io::WRITE, DataDirection::ToDevice),
-            _ => return Ok(Quick::Slow(None)),
+        let Some((opcode, dir)) = Self::moves(rq.op()) else {
+            return Ok(Quick::Slow(None));
         };
         if rq.is_phys() {
             return Ok(Quick::Slow(None));
@@ -306,15 +294,25 @@ impl<'a, R: Regs + 'a> Ops<'a, R> {
 
         match hw.client.map_one(&mut data.mapping, &source, dir) {
             Ok(Some(only)) if only.len != bytes => {
-                Self::malformed(&hw.queue, Fault::Length);
+                hw.malformed(Fault::Length);
                 Err(Status::IOERR)
             }
-            Ok(Some(only)) => Ok(match Self::one_segment(hw, only.dma, bytes) {
+            Ok(Some(only)) => Ok(match hw.one_segment(only.dma, bytes) {
                 Some(data) => Quick::Command(command.with_data(data), Moved::one(only)),
                 None => Quick::Slow(Some(only)),
             }),
             Ok(None) => Ok(Quick::Slow(None)),
-            Err(e) => Err(Self::mapping_failed(&hw.queue, e)),
+            Err(e) => Err(hw.mapping_failed(e)),
+        }
+    }
+
+    /// The command that `op` is, if it reads or writes blocks, and what the device does with memory.
+    #[inline]
+    fn moves(op: Op) -> Option<(u8, DataDirection)> {
+        match op {
+            Op::Read => Some((io::READ, DataDirection::FromDevice)),
+            Op::Write => Some((io::WRITE, DataDirection::ToDevice)),
+            _ => None,
         }
     }
 
@@ -336,30 +334,30 @@ impl<'a, R: Regs + 'a> Ops<'a, R> {
         tag: u16,
         only: Option<Segment>,
     ) -> Result<(Command, Option<Moved>), Status> {
-        let (opcode, dir) = match rq.op() {
-            Op::Read => (io::READ, DataDirection::FromDevice),
-            Op::Write => (io::WRITE, DataDirection::ToDevice),
-            Op::Flush => return Ok((Command::flush(target.nsid), None)),
-            Op::DrvIn => return Self::own_command(hw, rq, tag, DataDirection::FromDevice),
-            Op::DrvOut => return Self::own_command(hw, rq, tag, DataDirection::ToDevice),
-            _ => return Err(Status::NOTSUPP),
+        let Some((opcode, dir)) = Self::moves(rq.op()) else {
+            return match rq.op() {
+                Op::Flush => Ok((Command::flush(target.nsid), None)),
+                Op::DrvIn => Self::own_command(hw, rq, tag, DataDirection::FromDevice),
+                Op::DrvOut => Self::own_command(hw, rq, tag, DataDirection::ToDevice),
+                _ => Err(Status::NOTSUPP),
+            };
         };
         let command = Self::read_write(target, rq, opcode)?;
         let bytes = rq.sectors() << SECTOR_SHIFT;
         let (rq, data) = rq.split();
         let (data, moved) = if let Some(only) = only {
-            Self::one(hw, data, tag, only, bytes)?
+            hw.one(data, tag, only, bytes)?
         } else if let Some(source) = PhysReqBvecs::new(rq) {
             // Memory of another device, which has no pages.
             match hw.client.map_one(&mut data.mapping, &source, dir) {
-                Ok(Some(only)) => Self::one(hw, data, tag, only, bytes)?,
-                Ok(None) => Self::pieces(hw, data, tag, source, bytes, dir)?,
-                Err(e) => return Err(Self::mapping_failed(&hw.queue, e)),
+                Ok(Some(only)) => hw.one(data, tag, only, bytes)?,
+                Ok(None) => hw.pieces(data, tag, source, bytes, dir)?,
+                Err(e) => return Err(hw.mapping_failed(e)),
             }
         } else {
             // SAFETY: As in `prepare()`.
             let source = unsafe { ReqBvecs::new(rq) };
-            Self::pieces(hw, data, tag, source, bytes, dir)?
+            hw.pieces(data, tag, source, bytes, dir)?
         };
 
         Ok((command.with_data(data), Some(moved)))
@@ -375,190 +373,13 @@ impl<'a, R: Regs + 'a> Ops<'a, R> {
         let data = rq.data_mut();
         let command = data.command;
         let Some(carried) = data.carried else {
-            return Self::premapped(hw, data, tag, command);
+            return hw.premapped(data, tag, command);
         };
 
         // SAFETY: It has not ended, and is unmapped before it does.
         let source = unsafe { carried.source() }.map_err(|_| Status::INVAL)?;
-        let (data, moved) = Self::pieces(hw, data, tag, source, carried.bytes, dir)?;
+        let (data, moved) = hw.pieces(data, tag, source, carried.bytes, dir)?;
         Ok((command.with_data(data), Some(moved)))
-    }
-
-    /// Has `command` say where the memory is that was mapped before, if there is any.
-    fn premapped(
-        hw: &Hw<'a, R>,
-        data: &mut Iod<'a>,
-        tag: u16,
-        command: Command,
-    ) -> Result<(Command, Option<Moved>), Status> {
-        let Some(slice) = &data.premapped else {
-            return Ok((command, None));
-        };
-        let mut segments = slice.segments();
-        let next = || Ok(segments.next()?.map(|segment| (segment.dma, segment.len)));
-        let data = Self::place(hw, &mut data.lists, tag, slice.len(), next)?;
-        let moved = Moved {
-            bytes: slice.len(),
-            segments: segments.count(),
-            path: segments.path(),
-            spilled: false,
-        };
-        Ok((command.with_data(data), Some(moved)))
-    }
-
-    /// Says where the only segment of a request is, if the command has room for that.
-    #[inline]
-    fn one_segment(hw: &Hw<'a, R>, dma: u64, len: u32) -> Option<DataPointer> {
-        if let Some(entries) = prp::short(dma, len) {
-            return Some(DataPointer::Prp(entries));
-        }
-        // More pages would be a list, which the device has to read.
-        let descriptor = hw.sgls.then(|| sgl::data_block(dma, len)).flatten();
-        descriptor.map(DataPointer::Sgl)
-    }
-
-    /// Says where the `bytes` bytes of the segments that `next` returns are, in lists if need be.
-    #[inline]
-    fn place(
-        hw: &Hw<'a, R>,
-        lists: &mut u64,
-        tag: u16,
-        bytes: u32,
-        mut next: impl FnMut() -> Result<Option<(u64, u32)>>,
-    ) -> Result<DataPointer, Status> {
-        let first = next();
-
-        if let Ok(Some((dma, len))) = first {
-            if len == bytes {
-                if let Some(data) = Self::one_segment(hw, dma, len) {
-                    return Ok(data);
-                }
-            }
-        }
-        let mut first = Some(first);
-        let next = || first.take().unwrap_or_else(&mut next);
-        let mut lists = RequestLists::new(&hw.queue, tag, lists);
-
-        match prp::build(next, bytes, &mut lists) {
-            Ok(entries) => Ok(DataPointer::Prp(entries)),
-            Err(fault) => {
-                lists.give_back();
-                Err(Self::no_prp(&hw.queue, fault))
-            }
-        }
-    }
-
-    /// What a request is told whose memory could not be said to the device.
-    #[cold]
-    fn no_prp(queue: &Queue<'a, R>, fault: Fault<Error>) -> Status {
-        match fault {
-            // A request that completes gives its lists back.
-            Fault::NoLists => Status::RESOURCE,
-            Fault::Source(e) => Self::mapping_failed(queue, e),
-            Fault::Misaligned | Fault::Length => {
-                Self::malformed(queue, fault);
-                Status::IOERR
-            }
-        }
-    }
-
-    /// Says where the only segment of a request is.
-    fn one(
-        hw: &Hw<'a, R>,
-        data: &mut Iod<'a>,
-        tag: u16,
-        only: Segment,
-        bytes: u32,
-    ) -> Result<(DataPointer, Moved), Status> {
-        let mut segment = Some((only.dma, only.len));
-        let pointer = Self::place(hw, &mut data.lists, tag, bytes, || Ok(segment.take()))
-            .inspect_err(|_| data.mapping.unmap())?;
-
-        Ok((pointer, Moved::one(only)))
-    }
-
-    /// Maps the `bytes` bytes of `source`, which are not known to be one piece, and says where they
-    /// are.
-    fn pieces<S: Source>(
-        hw: &Hw<'a, R>,
-        data: &mut Iod<'a>,
-        tag: u16,
-        mut source: S,
-        bytes: u32,
-        dir: DataDirection,
-    ) -> Result<(DataPointer, Moved), Status> {
-        let mut segments = hw
-            .client
-            .map(&mut data.mapping, &mut source, dir)
-            .map_err(|e| Self::mapping_failed(&hw.queue, e))?;
-        let (mut own, mut others) = (false, false);
-        let next = || {
-            let segment = segments.next()?;
-            if !S::UNIFORM && !hw.mixes {
-                match segment.map(|segment| segment.origin) {
-                    Some(Origin::Internal { .. }) => own = true,
-                    Some(_) => others = true,
-                    None => (),
-                }
-                // The device would refuse it too, or should.
-                if own && others {
-                    return Err(EINVAL);
-                }
-            }
-            Ok(segment.map(|segment| (segment.dma, segment.len)))
-        };
-
-        match Self::place(hw, &mut data.lists, tag, bytes, next) {
-            Ok(pointer) => {
-                let (path, segments) = (segments.path(), segments.count());
-                let moved = Moved {
-                    bytes,
-                    segments,
-                    path,
-                    spilled: data.mapping.spilled() != 0,
-                };
-                Ok((pointer, moved))
-            }
-            Err(status) => {
-                data.mapping.unmap();
-                Err(status)
-            }
-        }
-    }
-
-    /// What a request is told whose memory could not be mapped.
-    #[cold]
-    fn mapping_failed(queue: &Queue<'a, R>, e: Error) -> Status {
-        let (why, status) = match e {
-            ENOMEM | EAGAIN => return Status::RESOURCE,
-            // Memory of a device that this one does not reach; why, is in the log.
-            EINVAL => return Status::INVAL,
-            ENODEV => ("its memory is being taken away", Status::OFFLINE),
-            EFAULT => ("its memory is no provider's any more", Status::IOERR),
-            _ => ("the kernel does not map its memory", Status::IOERR),
-        };
-        let ctrl = queue.ctrl();
-
-        if let Some(count) = ctrl.unmapped.count() {
-            dev_err!(
-                ctrl.dev,
-                "a request cannot be mapped: {}: {:?} ({} so far)\n",
-                why,
-                e,
-                count
-            );
-        }
-        status
-    }
-
-    /// The block layer keeps to the limits that it was told, so that this does not happen.
-    #[cold]
-    fn malformed(queue: &Queue<'a, R>, fault: Fault<Error>) {
-        dev_err!(
-            queue.ctrl().dev,
-            "a request does not keep to the limits: {:?}\n",
-            fault
-        );
     }
 
     /// Ends, or sends again, a request that the device will not answer any more.

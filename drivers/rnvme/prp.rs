@@ -19,18 +19,17 @@ pub(crate) const ENTRIES: usize = PAGE as usize / size_of::<u64>();
 /// Memory for the lists of one request.
 pub(crate) trait Lists {
     /// Gets memory for `entries` entries: a list that holds them, or as many full ones as
-    /// [`lists()`] says. Returns `false` if there is none just now.
-    fn reserve(&mut self, entries: usize) -> bool;
-
-    /// Goes on to list `list`, and returns its address, as the device sees it.
-    fn open(&mut self, list: usize) -> u64;
+    /// [`lists()`] says. Opens the first, and returns its address as the device sees it; [`None`] if
+    /// there is no memory just now.
+    fn begin(&mut self, entries: usize) -> Option<u64>;
 
     /// Writes `entry`, a value in the CPU's byte order, into `slot` of the list that was opened
     /// last.
     fn write(&mut self, slot: usize, entry: u64);
 
-    /// Goes on to list `list`, the address of which becomes the last entry of the one before.
-    fn link(&mut self, list: usize);
+    /// Opens list `list`, the address of which becomes the last entry of the one before. Returns
+    /// `false` if there is no memory for it.
+    fn link(&mut self, list: usize) -> bool;
 }
 
 /// Why there are no entries.
@@ -114,12 +113,9 @@ pub(crate) fn build<E>(
 
     let entries = left.div_ceil(PAGE) as usize;
     let listed = entries > 1;
-    let (mut second, mut list, mut slot, mut entry) = (0, 0, 0, 0);
+    let (mut second, mut list, mut slot) = (0, 0, 0);
     if listed {
-        if !lists.reserve(entries) {
-            return Err(Fault::NoLists);
-        }
-        second = lists.open(0);
+        second = lists.begin(entries).ok_or(Fault::NoLists)?;
     }
     loop {
         // Where the data go on, a segment ends with a page.
@@ -130,14 +126,15 @@ pub(crate) fn build<E>(
         while rest != 0 {
             if listed {
                 // The last entry of a full list, unless it is the last of all, leads to the next.
-                if slot == ENTRIES - 1 && entry != entries - 1 {
+                if slot == ENTRIES - 1 && (left != 0 || rest > PAGE) {
                     list += 1;
-                    lists.link(list);
+                    if !lists.link(list) {
+                        return Err(Fault::NoLists);
+                    }
                     slot = 0;
                 }
                 lists.write(slot, dma);
                 slot += 1;
-                entry += 1;
             } else {
                 second = dma;
             }

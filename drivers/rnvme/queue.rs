@@ -38,7 +38,8 @@ use kernel::{
     io::{
         io_project,
         io_read,
-        Io, //
+        Io,
+        SysMem, //
     },
     new_mutex,
     new_spinlock,
@@ -494,18 +495,6 @@ impl<'a, R: Regs> Queue<'a, R> {
             self.free_lists.fetch_add(lists, Release);
         }
     }
-
-    #[inline]
-    fn write_short(&self, tag: u16, slot: usize, entry: u64) -> Result {
-        io_project!(self.short_lists, [try: tag as usize][try: slot]).write_val(entry.to_le());
-        Ok(())
-    }
-
-    #[inline]
-    fn write_long(&self, at: usize, entry: u64) -> Result {
-        io_project!(self.long_lists, [try: at]).write_val(entry.to_le());
-        Ok(())
-    }
 }
 
 /// The PRP lists of a request: its tag's short one, or long ones.
@@ -514,8 +503,8 @@ pub(crate) struct RequestLists<'q, 'a, R: Regs> {
     tag: u16,
     /// The long lists, as [`Iod::lists`](crate::block::Iod::lists).
     long: &'q mut u64,
-    /// Where the entries of the list begin that was opened last, if it is a long one.
-    begin: usize,
+    /// The one that was opened last.
+    list: Option<SysMem<'q, [u64]>>,
 }
 
 impl<'q, 'a, R: Regs> RequestLists<'q, 'a, R> {
@@ -526,7 +515,7 @@ impl<'q, 'a, R: Regs> RequestLists<'q, 'a, R> {
             queue,
             tag,
             long,
-            begin: 0,
+            list: None,
         }
     }
 
@@ -544,49 +533,48 @@ impl<'q, 'a, R: Regs> RequestLists<'q, 'a, R> {
         }
         lists.trailing_zeros() as usize
     }
+
+    /// Opens the request's `n`th list, and returns its address as the device sees it.
+    fn open(&mut self, n: usize) -> Result<u64> {
+        let queue = self.queue;
+        let list = if *self.long == 0 {
+            io_project!(queue.short_lists, [try: usize::from(self.tag)][try: ..])
+        } else {
+            let begin = self.nth(n) * queue.long_entries;
+            io_project!(queue.long_lists, [try: begin..begin + queue.long_entries])
+        };
+
+        self.list = Some(list.as_sys_mem());
+        Ok(list.dma_address())
+    }
+
+    #[inline(always)] // As below.
+    fn write_to(list: Option<SysMem<'q, [u64]>>, slot: usize, entry: u64) -> Result {
+        io_project!(list.ok_or(EINVAL)?, [try: slot]).write_val(entry.to_le());
+        Ok(())
+    }
 }
 
 impl<R: Regs> prp::Lists for RequestLists<'_, '_, R> {
     #[inline]
-    fn reserve(&mut self, entries: usize) -> bool {
+    fn begin(&mut self, entries: usize) -> Option<u64> {
         if entries > SHORT {
-            match self.queue.take_lists(prp::lists(entries)) {
-                Some(lists) => *self.long = lists,
-                None => return false,
-            }
+            *self.long = self.queue.take_lists(prp::lists(entries))?;
         }
-        true
-    }
-
-    fn open(&mut self, list: usize) -> u64 {
-        let (base, entries) = match *self.long {
-            0 => (
-                self.queue.short_lists.dma_address(),
-                usize::from(self.tag) * SHORT,
-            ),
-            _ => {
-                self.begin = self.nth(list) * self.queue.long_entries;
-                (self.queue.long_lists.dma_address(), self.begin)
-            }
-        };
-
-        base.wrapping_add((entries * size_of::<u64>()) as u64)
+        self.open(0).ok()
     }
 
     #[inline(always)] // It is the loop.
     fn write(&mut self, slot: usize, entry: u64) {
-        // The tag is one of the queue's, the list was taken, and no list is longer than its
-        // entries.
-        let _ = match *self.long {
-            0 => self.queue.write_short(self.tag, slot, entry),
-            _ => self.queue.write_long(self.begin + slot, entry),
-        };
+        // No list is longer than its entries.
+        let _ = Self::write_to(self.list, slot, entry);
     }
 
-    fn link(&mut self, list: usize) {
-        let full = self.begin;
-        let next = self.open(list);
+    fn link(&mut self, list: usize) -> bool {
+        let full = self.list;
 
-        let _ = self.queue.write_long(full + prp::ENTRIES - 1, next);
+        self.open(list)
+            .and_then(|next| Self::write_to(full, prp::ENTRIES - 1, next))
+            .is_ok()
     }
 }

@@ -43,6 +43,7 @@ mod counters;
 mod ctrl;
 #[cfg_attr(not(CONFIG_RNVME_INJECT), allow(dead_code, reason = "as above"))]
 mod cut;
+mod data;
 mod identify;
 #[cfg(CONFIG_RNVME_INJECT)]
 mod inject;

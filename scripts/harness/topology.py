@@ -44,7 +44,9 @@ class Ssd(Device):
     machine starts unless given; with `detached` none of them is attached.
     `namespace_options` are more properties of each for QEMU.
     cmb and pmr are the MiB of its controller and persistent memory buffers;
-    queues is how many pairs it has for I/O, if not QEMU's 64."""
+    queues is how many pairs it has for I/O, if not QEMU's 64; transfer_mb what a
+    command can move at most, if not QEMU's half a MiB. One without a medium
+    answers at once, with zeroes, and takes what it is given nowhere."""
 
     size_mb: int = 64
     namespaces: int = 1
@@ -52,8 +54,10 @@ class Ssd(Device):
     cmb_mb: int = 0
     pmr_mb: int = 0
     queues: int = 0
+    transfer_mb: int = 0
     serial: str = ""
     detached: bool = False
+    medium: bool = True
     namespace_options: dict = field(default_factory=dict)
     images: list[Path] = field(default_factory=list)
 
@@ -63,6 +67,9 @@ class Ssd(Device):
         arguments = []
         if self.queues:
             properties["max_ioqpairs"] = self.queues
+        if self.transfer_mb:
+            # An SSD says the power of two of pages.
+            properties["mdts"] = (self.transfer_mb << 8).bit_length() - 1
         if self.cmb_mb:
             properties["cmb_size_mb"] = self.cmb_mb
         if self.pmr_mb:
@@ -71,11 +78,13 @@ class Ssd(Device):
                           f"mem-path={memory},size={self.pmr_mb}M"]
             properties["pmrdev"] = f"{name}-pmr"
         arguments += self.device("nvme", bus, **properties)
-        while len(self.images) < self.namespaces:
+        while self.medium and len(self.images) < self.namespaces:
             self.images.append(sparse(files / f"{name}n{len(self.images) + 1}.img", self.size_mb))
-        for nsid, image in enumerate(self.images, 1):
+        backends = [f"file={image},format=raw,discard=unmap" for image in self.images] or \
+            [f"driver=null-co,size={self.size_mb}M,read-zeroes=on"] * self.namespaces
+        for nsid, backend in enumerate(backends, 1):
             drive = f"{name}n{nsid}"
-            arguments += ["-drive", f"file={image},if=none,id={drive},format=raw,discard=unmap"]
+            arguments += ["-drive", f"{backend},if=none,id={drive}"]
             arguments += ["-device", f"nvme-ns,drive={drive},bus={name},nsid={nsid},"
                           f"logical_block_size={self.block_size},"
                           f"physical_block_size={self.block_size},"

@@ -24,6 +24,8 @@ mod counters;
 mod ctrl;
 #[path = "../../drivers/rnvme/cut.rs"]
 mod cut;
+#[path = "../../drivers/rnvme/data.rs"]
+mod data;
 #[path = "rnvme/doorbells.rs"]
 mod doorbells;
 #[path = "rnvme/fake.rs"]

@@ -9,7 +9,7 @@ import hashlib
 import json
 import subprocess
 
-from harness.topology import Machine, Ssd
+from harness.topology import Ivshmem, Machine, Ssd
 
 # What the counters mean, for the table of `make run`.
 MEANINGS = {
@@ -50,11 +50,14 @@ for offset in (4, 0x200, 0x800, 0xffc):
 # In which mode rnvme uses neither SGL descriptors nor doorbells in memory, as for a controller that
 # has none of that: behind an IOMMU most requests would have the one.
 PLAIN = "lazy"
+LONG_MB = 12            # what is moved by long lists then
+
 
 def machine(mode):
     return Machine(iommu=mode, host_files=True,
-                   devices=[Ssd(size_mb=(len(DEPTHS) + 1) * SIZE_MB * 2),
-                            Ssd(size_mb=SIZE_MB * 4, block_size=4096, queues=1)])
+                   devices=[Ssd(size_mb=(len(DEPTHS) + 1) * SIZE_MB * 2, transfer_mb=4),
+                            Ssd(size_mb=SIZE_MB * 4, block_size=4096, queues=1, transfer_mb=4),
+                            *([Ivshmem(size_mb=4)] if mode == PLAIN else [])])
 
 
 def fio(depth, directory):
@@ -67,7 +70,7 @@ def fio(depth, directory):
 
 
 def run(t):
-    ssd, other = t.machine.devices
+    ssd, other, *memory = t.machine.devices
     with t.case("load"):
         if t.driver == "rnvme" and t.mode == PLAIN:
             t.vm.load("rnvme", "plain=1")
@@ -111,11 +114,21 @@ def run(t):
         t.vm.sh("umount /mnt/fs")
         statistics = [int(word) for word in
                       t.vm.sh(f"cat /sys/block/{disk.rpartition('/')[2]}/stat").split()]
+    is_plain = t.driver == "rnvme" and t.mode == PLAIN
+    if is_plain:
+        # 768 pages, or one less: more than a list has entries.
+        with t.case("commands of 3 MiB, whose pages are in two lists"):
+            t.vm.load("physdma_ivshmem")
+            t.vm.sh(f"p2pcp -qv -s {LONG_MB}M -c 3M {disk} {t.machine.address(memory[0])}/2 "
+                    f"{second} && sync")
+            t.vm.unload("physdma_ivshmem")
     with t.case("unload"):
         t.unload_driver()
         t.vm.power_off()
     with t.case("host's own reading"):
         image = ssd.images[0]
+        if is_plain:
+            check(["cmp", "-n", f"{LONG_MB << 20}", image, other.images[0]])
         check(["e2fsck", "-fn", image])
         for depth in DEPTHS:
             name = f"depth{depth}"

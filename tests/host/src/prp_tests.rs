@@ -18,25 +18,22 @@ fn address(list: usize) -> u64 {
 }
 
 impl Lists for Memory {
-    fn reserve(&mut self, entries: usize) -> bool {
+    fn begin(&mut self, entries: usize) -> Option<u64> {
         let n = prp::lists(entries);
         if n > self.room {
-            return false;
+            return None;
         }
         self.lists = vec![[0; ENTRIES]; n];
-        true
-    }
-    fn open(&mut self, list: usize) -> u64 {
-        assert!(list < self.lists.len());
-        self.opened = list;
-        address(list)
+        self.opened = 0;
+        Some(address(0))
     }
     fn write(&mut self, slot: usize, entry: u64) {
         self.lists[self.opened][slot] = entry;
     }
-    fn link(&mut self, list: usize) {
-        let full = self.opened;
-        self.lists[full][ENTRIES - 1] = self.open(list);
+    fn link(&mut self, list: usize) -> bool {
+        self.lists[self.opened][ENTRIES - 1] = address(list);
+        self.opened = list;
+        list < self.lists.len()
     }
 }
 
