@@ -447,7 +447,7 @@ impl Provider {
     /// }
     /// ```
     pub fn for_each_client(&self, mut f: impl FnMut(Traffic<'_>)) {
-        for id in 0..self.0.attachments.len() {
+        for id in 0..self.0.attachments.room() {
             if let Some(attachment) = self.0.attachment_of(Some(id)) {
                 f(attachment.traffic());
             }

@@ -26,26 +26,26 @@ use core::{
     ptr, //
 };
 
-/// What a table has room for at first.
+/// How many numbers a table has room for at first.
 const FIRST: usize = 8;
 
 /// One for each number: null, or a reference.
 type Slots<T> = KVec<Atomic<*mut T>>;
 
-/// References by number. To find one takes a few loads and no lock, a sixth of what an XArray takes;
-/// to make room for more takes a grace period.
+/// References by number. To find one takes a few loads and no lock.
 ///
 /// # Invariants
 ///
-/// - `slots` is null or comes from `KBox::into_raw`. It is replaced while `writer` is locked, and
-///   freed a grace period later.
-/// - Each slot is null or comes from `Arc::into_raw`, and owns that reference. It changes while
-///   `writer` is locked.
+/// - `slots` is null or points to the last of `all`. What is in `all` stays there, and is not
+///   moved, until the table is dropped.
+/// - Each slot of the last is null or comes from `Arc::into_raw`, and owns that reference. It
+///   changes while `all` is locked. The others do not change any more.
 #[pin_data(PinnedDrop)]
 pub(super) struct RcuTable<T: Send + Sync> {
     slots: Atomic<*mut Slots<T>>,
+    /// Who looks at one may do so still when there is the next, which is twice as long.
     #[pin]
-    writer: Mutex<()>,
+    all: Mutex<KVec<KBox<Slots<T>>>>,
     _owns: PhantomData<Arc<T>>,
 }
 
@@ -55,23 +55,9 @@ impl<T: Send + Sync> RcuTable<T> {
         // INVARIANT: There are no slots.
         pin_init!(Self {
             slots: Atomic::new(ptr::null_mut()),
-            writer <- new_mutex!(()),
+            all <- new_mutex!(KVec::new()),
             _owns: PhantomData,
         })
-    }
-
-    /// # Safety
-    ///
-    /// `writer` is locked, or the caller is in an RCU read-side critical section, as long as what
-    /// is returned is used.
-    #[inline]
-    unsafe fn slots<'a>(&self) -> &'a [Atomic<*mut T>] {
-        let slots = self.slots.load(Acquire);
-        if slots.is_null() {
-            return &[];
-        }
-        // SAFETY: By the type invariants and the safety requirements it is not freed meanwhile.
-        unsafe { &*slots }
     }
 
     /// Reference number `id`.
@@ -87,21 +73,25 @@ impl<T: Send + Sync> RcuTable<T> {
         id: usize,
         _guard: &'g rcu::Guard,
     ) -> Option<ArcBorrow<'g, T>> {
-        // SAFETY: There is the guard.
-        let value = unsafe { self.slots() }.get(id)?.load(Acquire);
+        let slots = self.slots.load(Acquire);
+        if slots.is_null() {
+            return None;
+        }
+        // SAFETY: By the type invariants it is there as long as the table is. Where that was not
+        // the last any more, it has the references that were there then.
+        let value = unsafe { &*slots }.get(id)?.load(Acquire);
         if value.is_null() {
             return None;
         }
         // SAFETY: By the type invariants it comes from `Arc::into_raw`. By the safety requirements
-        // there is a reference as long as the guard lives, and nobody changes it: it is shared.
+        // there is a reference as long as the guard lives, and what is shared is not changed.
         Some(unsafe { ArcBorrow::from_raw(value) })
     }
 
     /// Reference number `id`, for whoever keeps it. May sleep.
     pub(super) fn get(&self, id: usize) -> Option<Arc<T>> {
-        let _locked = self.writer.lock();
-        // SAFETY: It is locked.
-        let value = unsafe { self.slots() }.get(id)?.load(Relaxed);
+        let all = self.all.lock();
+        let value = all.last()?.get(id)?.load(Relaxed);
         if value.is_null() {
             return None;
         }
@@ -115,48 +105,41 @@ impl<T: Send + Sync> RcuTable<T> {
     ///
     /// # Errors
     ///
-    /// `EBUSY`: there is one already. `ENOMEM`.
+    /// `EBUSY`: there is one already. `ENOMEM`. The reference is dropped when the table is not
+    /// locked any more.
     pub(super) fn store(&self, id: usize, value: Arc<T>) -> Result {
-        let _locked = self.writer.lock();
-        // SAFETY: It is locked.
-        if id >= unsafe { self.slots() }.len() {
-            self.grow(id)?;
+        let mut all = self.all.lock();
+        if all.last().is_none_or(|slots| id >= slots.len()) {
+            self.grow(&mut all, id)?;
         }
-        // SAFETY: It is locked.
-        let slot = unsafe { self.slots() }.get(id).ok_or(ENOMEM)?;
+        let slot = all.last().and_then(|slots| slots.get(id)).ok_or(ENOMEM)?;
         if !slot.load(Relaxed).is_null() {
             return Err(EBUSY);
         }
-        // INVARIANT: Just that. It is locked.
+        // INVARIANT: It comes from `Arc::into_raw`, and is the slot's now.
         slot.store(Arc::into_raw(value).cast_mut(), Release);
         Ok(())
     }
 
-    /// Makes room for number `id`. The table is locked. Sleeps.
-    fn grow(&self, id: usize) -> Result {
-        // SAFETY: It is locked.
-        let few = unsafe { self.slots() };
+    /// Makes room for number `id`.
+    fn grow(&self, all: &mut KVec<KBox<Slots<T>>>, id: usize) -> Result {
         let room = id.checked_add(1).and_then(usize::checked_next_power_of_two);
         let room = room.ok_or(ENOMEM)?.max(FIRST);
         let mut slots = Slots::with_capacity(room, GFP_KERNEL)?;
 
         for n in 0..room {
-            let value = few
-                .get(n)
+            let value = all
+                .last()
+                .and_then(|few| few.get(n))
                 .map_or(ptr::null_mut(), |slot| slot.load(Relaxed));
             slots.push(Atomic::new(value), GFP_KERNEL)?;
         }
-        let slots = KBox::new(slots, GFP_KERNEL)?;
-        // INVARIANT: It is locked. The references are those of the new slots now, of which no one
-        // changes before they are there; the old ones are freed without them.
-        let old = self.slots.xchg(KBox::into_raw(slots), Full);
+        let mut slots = KBox::new(slots, GFP_KERNEL)?;
+        let last: *mut Slots<T> = &mut *slots;
 
-        if !old.is_null() {
-            rcu::synchronize_rcu();
-            // SAFETY: By the type invariants it comes from `KBox::into_raw`, and nobody looks at it
-            // any more.
-            drop(unsafe { KBox::from_raw(old) });
-        }
+        all.push(slots, GFP_KERNEL)?;
+        // INVARIANT: It is the last, and the references are its own now.
+        self.slots.store(last, Release);
         Ok(())
     }
 
@@ -164,9 +147,8 @@ impl<T: Send + Sync> RcuTable<T> {
     ///
     /// Readers may have it still: what they rely on is said at [`Self::load`].
     pub(super) fn remove(&self, id: usize) -> Option<Arc<T>> {
-        let _locked = self.writer.lock();
-        // SAFETY: It is locked.
-        let value = unsafe { self.slots() }.get(id)?.xchg(ptr::null_mut(), Full);
+        let all = self.all.lock();
+        let value = all.last()?.get(id)?.xchg(ptr::null_mut(), Full);
         if value.is_null() {
             return None;
         }
@@ -175,25 +157,17 @@ impl<T: Send + Sync> RcuTable<T> {
         Some(unsafe { Arc::from_raw(value) })
     }
 
-    /// All references have numbers less than this. May sleep.
-    pub(super) fn len(&self) -> usize {
-        let _locked = self.writer.lock();
-        // SAFETY: It is locked.
-        unsafe { self.slots() }.len()
+    /// How many numbers there is room for: all references have less than this. May sleep.
+    pub(super) fn room(&self) -> usize {
+        self.all.lock().last().map_or(0, |slots| slots.len())
     }
 }
 
 #[pinned_drop]
 impl<T: Send + Sync> PinnedDrop for RcuTable<T> {
     fn drop(self: Pin<&mut Self>) {
-        for id in 0..self.len() {
+        for id in 0..self.room() {
             drop(self.remove(id));
-        }
-        let slots = self.slots.load(Relaxed);
-        if !slots.is_null() {
-            // SAFETY: By the type invariants it comes from `KBox::into_raw`. Nobody else has access
-            // to what is dropped.
-            drop(unsafe { KBox::from_raw(slots) });
         }
     }
 }
