@@ -134,7 +134,7 @@ impl Operations for Driver {
         _is_last: bool,
     ) -> Result<Started<'a>, Status> {
         if rq.op() != Op::DrvIn {
-            // Of a disk, which may have an I/O scheduler.
+            // Of a disk.
             let bytes = rq.bytes();
             let (rq, started) = rq.start_owned();
             EndBatch::new().complete(rq);
@@ -316,7 +316,9 @@ mod tests {
     }
 
     #[test]
-    fn a_single_hardware_queue_ends_them_in_a_softirq() -> Result {
+    fn a_single_hardware_queue_has_no_batch() -> Result {
+        // More than one CPU has it.
+        tag_set()?;
         let state = State::new(Mode::Take)?;
         let queue = queue(&tag_set_of(1)?, &state)?;
         let table = queue.tag_set().in_flight(0).ok_or(EINVAL)?;
@@ -338,15 +340,14 @@ mod tests {
     }
 
     #[test]
-    fn disk_that_may_have_a_scheduler() -> Result {
+    fn disk_that_is_read() -> Result {
         let state = State::new(Mode::Take)?;
         let disk = GenDiskBuilder::new()
             .limits(limits()?)
             .capacity_sectors(64)
             .build(fmt!("bmqbatch"), tag_set()?, state.clone())?;
 
-        // The partition table was looked for, or nothing would have been built: what cannot be in
-        // a batch was ended all the same.
+        // The partition table was looked for, which waits for each read.
         wait_for(|| state.bytes_read.load(Relaxed) >= 512)?;
         drop(disk);
         Ok(())
