@@ -13,6 +13,8 @@
 #include <linux/dma-direction.h>
 #include <linux/tracepoint.h>
 
+/* The fields have C's own types, which tools know without a kernel's BTF. */
+
 TRACE_DEFINE_ENUM(DMA_BIDIRECTIONAL);
 TRACE_DEFINE_ENUM(DMA_TO_DEVICE);
 TRACE_DEFINE_ENUM(DMA_FROM_DEVICE);
@@ -39,9 +41,9 @@ TRACE_EVENT(physdma_map,
 	TP_STRUCT__entry(
 		__string(client, dev_name(dev))
 		__field(void *, mapping)
-		__field(u64, bytes)
-		__field(u32, dir)
-		__field(u32, path)
+		__field(unsigned long long, bytes)
+		__field(unsigned int, dir)
+		__field(unsigned int, path)
 	),
 	TP_fast_assign(
 		__assign_str(client);
@@ -81,7 +83,8 @@ TRACE_EVENT(physdma_refuse,
 		__assign_str(provider);
 		__assign_str(reason);
 	),
-	TP_printk("client=%s provider=%s reason=\"%s\"",
+	/* The reason is the rest: quotes around it are not for TP_printk(). */
+	TP_printk("client=%s provider=%s reason=%s",
 		  __get_str(client), __get_str(provider), __get_str(reason))
 );
 
@@ -90,9 +93,9 @@ DECLARE_EVENT_CLASS(physdma_range,
 	TP_ARGS(dev, bar, first, last, pages),
 	TP_STRUCT__entry(
 		__string(provider, dev_name(dev))
-		__field(u32, bar)
-		__field(u64, first)
-		__field(u64, last)
+		__field(unsigned int, bar)
+		__field(unsigned long long, first)
+		__field(unsigned long long, last)
 		__field(bool, pages)
 	),
 	TP_fast_assign(
