@@ -36,7 +36,10 @@ MEANINGS = {
     "bytes": "Bytes of what a request keeps, and what it takes to lend a BAR of a device to others: "
              "without a struct page, and with one for each of its pages.",
     "instructions of an I/O": "Instructions that the whole system spends on one read of a program, "
-                              "by io_uring with fixed buffers, from rnvme beside C nvme.",
+                              "by io_uring with fixed buffers, from rnvme beside C nvme: the "
+                              "median of ten pairs. How many answers come at once depends on how "
+                              "fast the emulator is, and with it how often the processor is "
+                              "interrupted.",
     "end to end": "rnvme beside C nvme, in turn on identical disks of one machine: the median of the "
                   "ratios of ten pairs, and how far the middle half of them is apart. More I/Os per "
                   "second are better, and less time of the processor.",

@@ -84,7 +84,7 @@ impl<'a, R: Regs> Hw<'a, R> {
             // A request that completes gives its lists back.
             Fault::NoLists => Status::RESOURCE,
             Fault::Source(e) => self.mapping_failed(e),
-            Fault::Misaligned | Fault::Length => {
+            Fault::TooLong | Fault::Misaligned | Fault::Length => {
                 self.malformed(fault);
                 Status::IOERR
             }

@@ -19,17 +19,15 @@ pub(crate) const ENTRIES: usize = PAGE as usize / size_of::<u64>();
 /// Memory for the lists of one request.
 pub(crate) trait Lists {
     /// Gets memory for `entries` entries: a list that holds them, or as many full ones as
-    /// [`lists()`] says. Opens the first, and returns its address as the device sees it; [`None`] if
-    /// there is no memory just now.
-    fn begin(&mut self, entries: usize) -> Option<u64>;
+    /// [`lists()`] says. Opens the first, and returns its address as the device sees it.
+    fn begin<E>(&mut self, entries: usize) -> Result<u64, Fault<E>>;
 
     /// Writes `entry`, a value in the CPU's byte order, into `slot` of the list that was opened
     /// last.
     fn write(&mut self, slot: usize, entry: u64);
 
-    /// Opens list `list`, the address of which becomes the last entry of the one before. Returns
-    /// `false` if there is no memory for it.
-    fn link(&mut self, list: usize) -> bool;
+    /// Opens list `list`, the address of which becomes the last entry of the one before.
+    fn link<E>(&mut self, list: usize) -> Result<(), Fault<E>>;
 }
 
 /// Why there are no entries.
@@ -39,6 +37,8 @@ pub(crate) enum Fault<E> {
     Source(E),
     /// There is no memory for lists just now.
     NoLists,
+    /// There is never memory for so many entries.
+    TooLong,
     /// A segment begins or ends within a page where it must not, or the first one not on a
     /// multiple of four bytes.
     Misaligned,
@@ -115,7 +115,7 @@ pub(crate) fn build<E>(
     let listed = entries > 1;
     let (mut second, mut list, mut slot) = (0, 0, 0);
     if listed {
-        second = lists.begin(entries).ok_or(Fault::NoLists)?;
+        second = lists.begin(entries)?;
     }
     loop {
         // Where the data go on, a segment ends with a page.
@@ -128,9 +128,7 @@ pub(crate) fn build<E>(
                 // The last entry of a full list, unless it is the last of all, leads to the next.
                 if slot == ENTRIES - 1 && (left != 0 || rest > PAGE) {
                     list += 1;
-                    if !lists.link(list) {
-                        return Err(Fault::NoLists);
-                    }
+                    lists.link(list)?;
                     slot = 0;
                 }
                 lists.write(slot, dma);

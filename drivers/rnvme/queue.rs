@@ -22,7 +22,10 @@ use crate::{
         State, //
     },
     identify,
-    prp,
+    prp::{
+        self,
+        Fault, //
+    },
     regs::Regs, //
 };
 use core::mem;
@@ -548,7 +551,7 @@ impl<'q, 'a, R: Regs> RequestLists<'q, 'a, R> {
         Ok(list.dma_address())
     }
 
-    #[inline(always)] // As below.
+    #[inline(always)] // It is the loop.
     fn write_to(list: Option<SysMem<'q, [u64]>>, slot: usize, entry: u64) -> Result {
         io_project!(list.ok_or(EINVAL)?, [try: slot]).write_val(entry.to_le());
         Ok(())
@@ -557,11 +560,15 @@ impl<'q, 'a, R: Regs> RequestLists<'q, 'a, R> {
 
 impl<R: Regs> prp::Lists for RequestLists<'_, '_, R> {
     #[inline]
-    fn begin(&mut self, entries: usize) -> Option<u64> {
+    fn begin<E>(&mut self, entries: usize) -> Result<u64, Fault<E>> {
         if entries > SHORT {
-            *self.long = self.queue.take_lists(prp::lists(entries))?;
+            if entries.min(prp::ENTRIES) > self.queue.long_entries {
+                return Err(Fault::TooLong);
+            }
+            let lists = self.queue.take_lists(prp::lists(entries));
+            *self.long = lists.ok_or(Fault::NoLists)?;
         }
-        self.open(0).ok()
+        self.open(0).map_err(|_| Fault::TooLong)
     }
 
     #[inline(always)] // It is the loop.
@@ -570,11 +577,11 @@ impl<R: Regs> prp::Lists for RequestLists<'_, '_, R> {
         let _ = Self::write_to(self.list, slot, entry);
     }
 
-    fn link(&mut self, list: usize) -> bool {
+    fn link<E>(&mut self, list: usize) -> Result<(), Fault<E>> {
         let full = self.list;
 
         self.open(list)
             .and_then(|next| Self::write_to(full, prp::ENTRIES - 1, next))
-            .is_ok()
+            .map_err(|_| Fault::TooLong)
     }
 }

@@ -10,6 +10,8 @@ struct Memory {
     lists: Vec<[u64; ENTRIES]>,
     room: usize,
     opened: usize,
+    /// The list that is not there, if it is not the first.
+    lost: usize,
 }
 
 /// Where list `list` is.
@@ -18,22 +20,25 @@ fn address(list: usize) -> u64 {
 }
 
 impl Lists for Memory {
-    fn begin(&mut self, entries: usize) -> Option<u64> {
+    fn begin<E>(&mut self, entries: usize) -> Result<u64, Fault<E>> {
         let n = prp::lists(entries);
         if n > self.room {
-            return None;
+            return Err(Fault::NoLists);
         }
         self.lists = vec![[0; ENTRIES]; n];
         self.opened = 0;
-        Some(address(0))
+        Ok(address(0))
     }
     fn write(&mut self, slot: usize, entry: u64) {
         self.lists[self.opened][slot] = entry;
     }
-    fn link(&mut self, list: usize) -> bool {
+    fn link<E>(&mut self, list: usize) -> Result<(), Fault<E>> {
+        if list == self.lost {
+            return Err(Fault::TooLong);
+        }
         self.lists[self.opened][ENTRIES - 1] = address(list);
         self.opened = list;
-        list < self.lists.len()
+        Ok(())
     }
 }
 
@@ -169,6 +174,12 @@ fn faults() {
     assert_eq!(prp::short(0x1000, 0), None);
     m.room = 0;
     assert_eq!(build(&[(0x1000, 12288)], 12288, m), Err(Fault::NoLists));
+    let m = &mut Memory {
+        room: 2,
+        lost: 1,
+        ..Memory::default()
+    };
+    assert_eq!(build(&[(0x1000, 3 << 20)], 3 << 20, m), Err(Fault::TooLong));
     assert_eq!(
         prp::build(|| Err::<Option<(u64, u32)>, _>(7), 512, m),
         Err(Fault::Source(7))

@@ -26,18 +26,18 @@ struct Counted {
 }
 
 impl Lists for Counted {
-    fn begin(&mut self, entries: usize) -> Option<u64> {
+    fn begin<E>(&mut self, entries: usize) -> Result<u64, prp::Fault<E>> {
         self.entries = entries;
-        Some(0x10_0000)
+        Ok(0x10_0000)
     }
 
     fn write(&mut self, _slot: usize, _entry: u64) {
         self.written += 1;
     }
 
-    fn link(&mut self, _list: usize) -> bool {
+    fn link<E>(&mut self, _list: usize) -> Result<(), prp::Fault<E>> {
         self.written += 1;
-        true
+        Ok(())
     }
 }
 
