@@ -26,11 +26,11 @@ MACHINES = {
     "off": (dict(iommu="off"), 64, "Mapped"),
     "switch": (dict(iommu="off", switch=True, cpu=INTEL), 64, "Bus"),
     "switch-passthrough": (dict(iommu="passthrough", switch=True, cpu=INTEL), 64, "Bus"),
-    # RAM has to fit the mask too.
-    "mask": (dict(iommu="off", memory="256M"), 28,
-             r"it cannot address 0x\w+: its DMA mask is 0xfffffff"),
-    "switch-mask": (dict(iommu="off", memory="256M", switch=True), 28,
-                    r"it cannot address 0x\w+: its DMA mask is 0xfffffff"),
+    # RAM has to fit the mask too, and the debug kernel the RAM.
+    "mask": (dict(iommu="off", memory="512M"), 29,
+             r"it cannot address 0x\w+: its DMA mask is 0x1fffffff"),
+    "switch-mask": (dict(iommu="off", memory="512M", switch=True), 29,
+                    r"it cannot address 0x\w+: its DMA mask is 0x1fffffff"),
     "topology": (dict(iommu="off", cpu=INTEL), 64,
                  "host bridge 8086:29c0 is not on the kernel's list"),
 }
