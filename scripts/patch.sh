@@ -26,7 +26,7 @@ take_out_to() {
 		[ -z "$(q "$SERIES" files "$top")" ] ||
 			edits=$(q "$SERIES" diff -z -P "$top" --no-timestamps --no-index -p ab)
 		q "$SERIES" pop -q -f > /dev/null
-		[ -z "$edits" ] || patch -d "$LINUX" -p1 -s <<< "$edits" ||
+		[ -z "$edits" ] || patch -d "$LINUX" -p1 -s --no-backup-if-mismatch <<< "$edits" ||
 			die "the edits of files of $top do not fit without it" "they were: $edits"
 	done
 }
