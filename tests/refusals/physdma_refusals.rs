@@ -19,13 +19,8 @@ use kernel::{
         Bound,
         Device, //
     },
-    dma::{
-        DataDirection,
-        DmaAddress,
-        DmaMask, //
-    },
+    dma::DmaMask,
     faux,
-    io::PhysAddr,
     new_mutex,
     pci::{
         p2pdma::{
@@ -36,15 +31,12 @@ use kernel::{
     },
     physdma::{
         provider_of,
-        Backend,
         BarRange,
         Client,
         Dma,
         Hold,
         Holder,
-        Iova,
         Limits,
-        Memory,
         PhysBvec,
         Refused,
         Route,
@@ -99,79 +91,6 @@ impl Topology for Apart {
 
     fn route(&self, _memory: &BarRange) -> Result<(Route, u32), Refused> {
         Err(Refused::Topology(Unsupported::TwoHostBridges(Some(BRIDGE))))
-    }
-}
-
-/// The kernel's DMA API, for a device that is elsewhere.
-#[derive(Clone, Copy)]
-struct Elsewhere {
-    dma: Dma<'static>,
-    dev: &'static Device<Bound>,
-}
-
-impl Backend for Elsewhere {
-    fn merge_boundary(self) -> u64 {
-        self.dma.merge_boundary()
-    }
-
-    fn max_mapping_size(self) -> usize {
-        self.dma.max_mapping_size()
-    }
-
-    fn try_alloc(self, phys: PhysAddr, size: usize) -> Option<Iova> {
-        self.dma.try_alloc(phys, size)
-    }
-
-    unsafe fn link(
-        self,
-        iova: &mut Iova,
-        phys: PhysAddr,
-        offset: usize,
-        len: usize,
-        dir: DataDirection,
-        memory: Memory,
-    ) -> Result {
-        // SAFETY: By the safety requirements.
-        unsafe { self.dma.link(iova, phys, offset, len, dir, memory) }
-    }
-
-    unsafe fn sync(self, iova: &mut Iova, len: usize) -> Result {
-        // SAFETY: By the safety requirements.
-        unsafe { self.dma.sync(iova, len) }
-    }
-
-    unsafe fn destroy(self, iova: &mut Iova, linked: usize, dir: DataDirection, memory: Memory) {
-        // SAFETY: By the safety requirements.
-        unsafe { self.dma.destroy(iova, linked, dir, memory) }
-    }
-
-    unsafe fn map_phys(
-        self,
-        phys: PhysAddr,
-        len: usize,
-        dir: DataDirection,
-        memory: Memory,
-    ) -> Result<DmaAddress> {
-        // SAFETY: By the safety requirements.
-        unsafe { self.dma.map_phys(phys, len, dir, memory) }
-    }
-
-    unsafe fn unmap_phys(self, dma: DmaAddress, len: usize, dir: DataDirection, memory: Memory) {
-        // SAFETY: By the safety requirements.
-        unsafe { self.dma.unmap_phys(dma, len, dir, memory) }
-    }
-
-    fn need_unmap(self) -> bool {
-        self.dma.need_unmap()
-    }
-
-    fn coherent(self) -> bool {
-        self.dma.coherent()
-    }
-
-    fn topology(self) -> Result<Arc<dyn Topology>> {
-        let dev: &Device = self.dev;
-        Ok(Arc::new(Apart(dev.into()), GFP_KERNEL)?)
     }
 }
 
@@ -240,7 +159,7 @@ fn keep(phys: u64) -> Result<(Arc<Keeper>, Hold)> {
 struct Refusals {
     kept: Option<(Arc<Keeper>, Hold)>,
     _faux: Client<'static>,
-    _apart: Client<'static, Elsewhere>,
+    _apart: Client<'static>,
     _devices: [faux::Registration; 2],
     _hidden: Option<Hidden>,
 }
@@ -268,8 +187,9 @@ impl kernel::Module for Refusals {
         let (faux, dev) = device(c"physdma_faux")?;
         let not_pci = Client::new(dev, LIMITS)?;
         let (other, dev) = device(c"physdma_apart")?;
-        let dma = Dma::new(dev);
-        let apart = Client::with_backend(Elsewhere { dma, dev }, LIMITS)?;
+        let there: &Device = dev;
+        let topology = Arc::new(Apart(there.into()), GFP_KERNEL)?;
+        let apart = Client::with_backend(Dma::new(dev), topology, LIMITS)?;
 
         Ok(Self {
             kept,

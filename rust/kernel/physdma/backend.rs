@@ -7,13 +7,7 @@
 //!
 //! C header: [`include/linux/dma-mapping.h`](srctree/include/linux/dma-mapping.h)
 
-use super::{
-    route::{
-        Reach,
-        Topology, //
-    },
-    PhysBvec, //
-};
+use super::PhysBvec;
 use crate::{
     bindings,
     device::{
@@ -26,8 +20,7 @@ use crate::{
     },
     error::to_result,
     io::PhysAddr,
-    prelude::*,
-    sync::Arc, //
+    prelude::*, //
 };
 
 /// A range of IOVA space: the C `struct dma_iova_state`.
@@ -279,13 +272,6 @@ pub trait Backend: Copy {
     /// anybody's help: `dev_is_dma_coherent()`.
     fn coherent(self) -> bool;
 
-    /// How the device reaches the memory of others. May sleep.
-    ///
-    /// # Errors
-    ///
-    /// `ENOMEM`.
-    fn topology(self) -> Result<Arc<dyn Topology>>;
-
     /// The device, where there is one from which a driver can be unbound.
     #[inline]
     fn bound_device(&self) -> Option<&Device<Bound>> {
@@ -452,12 +438,6 @@ impl Backend for Dma<'_> {
     fn coherent(self) -> bool {
         // SAFETY: The type invariant of `Device` guarantees a valid pointer.
         unsafe { bindings::dev_is_dma_coherent(self.0.as_raw()) }
-    }
-
-    fn topology(self) -> Result<Arc<dyn Topology>> {
-        // SAFETY: A client leaves the registry before its device is unbound: see `Dependents`.
-        let reach = unsafe { Reach::new(self.0) };
-        Ok(Arc::new(reach, GFP_KERNEL)?)
     }
 
     #[inline]

@@ -16,8 +16,10 @@ use super::{
         Member, //
     },
     route::{
+        Reach,
         Refused,
-        Route, //
+        Route,
+        Topology, //
     },
     Limits, //
 };
@@ -94,9 +96,15 @@ impl<'a> Client<'a> {
     ///
     /// See [`Client::with_backend`].
     pub fn new(dev: &'a Device<Bound>, limits: Limits) -> Result<Self> {
-        Self::with_backend(Dma::new(dev), limits).inspect_err(|e| {
-            dev_err!(dev, "cannot be a DMA client: {:?}\n", e);
-        })
+        // SAFETY: A client leaves the registry before its device is unbound: see `Dependents`.
+        let reach = unsafe { Reach::new(dev) };
+
+        Arc::new(reach, GFP_KERNEL)
+            .map_err(Error::from)
+            .and_then(|reach| Self::with_backend(Dma::new(dev), reach, limits))
+            .inspect_err(|e| {
+                dev_err!(dev, "cannot be a DMA client: {:?}\n", e);
+            })
     }
 
     /// Hands the client over to the device, which drops it after the driver was unbound.
@@ -163,7 +171,8 @@ impl<'a> Client<'a> {
 }
 
 impl<'a, B: Backend> Client<'a, B> {
-    /// Like [`Client::new`], on top of any [`Backend`].
+    /// Like [`Client::new`], on top of any [`Backend`], for a device that reaches the memory of
+    /// others as `topology` says.
     ///
     /// # Errors
     ///
@@ -176,15 +185,29 @@ impl<'a, B: Backend> Client<'a, B> {
     /// ```
     /// use kernel::{
     ///     device::{Bound, Device},
-    ///     physdma::{Client, Dma, Limits},
+    ///     physdma::{BarRange, Client, Dma, Limits, Refused, Route, Topology},
+    ///     sync::Arc,
     /// };
     ///
-    /// /// The same as [`Client::new`], but that nothing is logged.
-    /// fn quietly(dev: &Device<Bound>, limits: Limits) -> Result<Client<'_>> {
-    ///     Client::with_backend(Dma::new(dev), limits)
+    /// /// Nothing.
+    /// struct Nowhere;
+    ///
+    /// impl Topology for Nowhere {
+    ///     fn device(&self) -> Option<&Device> {
+    ///         None
+    ///     }
+    ///
+    ///     fn route(&self, _memory: &BarRange) -> Result<(Route, u32), Refused> {
+    ///         Err(Refused::Bounce)
+    ///     }
+    /// }
+    ///
+    /// /// A client for RAM, and nothing else.
+    /// fn for_ram(dev: &Device<Bound>, limits: Limits) -> Result<Client<'_>> {
+    ///     Client::with_backend(Dma::new(dev), Arc::new(Nowhere, GFP_KERNEL)?, limits)
     /// }
     /// ```
-    pub fn with_backend(backend: B, limits: Limits) -> Result<Self> {
+    pub fn with_backend(backend: B, topology: Arc<dyn Topology>, limits: Limits) -> Result<Self> {
         if limits.max_segments == 0 {
             return Err(EINVAL);
         }
@@ -192,7 +215,7 @@ impl<'a, B: Backend> Client<'a, B> {
         if max_bytes == 0 {
             return Err(EIO);
         }
-        let member = Member::new(backend.topology()?)?;
+        let member = Member::new(topology)?;
         let id = member.id();
         Ok(Self {
             backend,

@@ -305,7 +305,7 @@ pub(crate) fn client<'r>(
     limits: Limits,
 ) -> Result<Client<'r, &'r Recorder>> {
     follow(recorder, script)?;
-    Client::with_backend(recorder, limits)
+    recorder.client(limits)
 }
 
 /// Calls `f` with a [`Bed`].

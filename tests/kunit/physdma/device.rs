@@ -42,8 +42,8 @@ use kernel::{
         Memory,
         Path,
         PhysBvec,
+        Reach,
         Source,
-        Topology,
         Virt, //
     },
     prelude::*,
@@ -150,10 +150,6 @@ impl Backend for Faulty<'_, '_> {
 
     fn coherent(self) -> bool {
         self.dma.coherent()
-    }
-
-    fn topology(self) -> Result<Arc<dyn Topology>> {
-        self.dma.topology()
     }
 }
 
@@ -312,7 +308,9 @@ impl DeviceTest for FailEachStep {
         }
 
         // A request with each of its calls failing, and one that works.
-        let client = Client::with_backend(backend, LIMITS)?;
+        // SAFETY: The client goes before the driver is unbound.
+        let reach = unsafe { Reach::new(dev.as_ref()) };
+        let client = Client::with_backend(backend, Arc::new(reach, GFP_KERNEL)?, LIMITS)?;
         let mut slot = Mapping::default();
         for calls in 0..4 {
             good.set(calls);

@@ -197,7 +197,7 @@ fn iommu_forgets(dev: &pci::Device<Bound>) -> Result {
     let counts = Arc::new(Counts(Atomic::new(0)), GFP_KERNEL)?;
     let recorder = Recorder::new();
     *recorder.topology.borrow_mut() = Some(counts.clone());
-    let client = Client::with_backend(&recorder, LIMITS)?;
+    let client = recorder.client(LIMITS)?;
     // Through the host bridge; by a bus address; its own; not at all.
     for (part, wanted) in [(3, 1), (0, 1), (2, 1), (5, 1), (4, 2)] {
         let range: Registration<'_> = open(dev, part * PART, PART)?;

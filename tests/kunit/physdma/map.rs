@@ -30,7 +30,6 @@ mod tests {
         },
         page::PAGE_SIZE,
         physdma::{
-            Client,
             Limits,
             Mapping,
             Origin,
@@ -45,7 +44,7 @@ mod tests {
     #[test]
     fn one_piece_is_mapped_by_itself() -> Result {
         let recorder = Recorder::new();
-        let client = Client::with_backend(&recorder, LIMITS)?;
+        let client = recorder.client(LIMITS)?;
         let pages = scattered(1)?;
         let phys = place(&pages[0])?.phys() + 0x200;
         let mut slot = Mapping::default();
@@ -75,7 +74,7 @@ mod tests {
     #[test]
     fn scattered_pages_are_one_segment_behind_an_iommu() -> Result {
         let recorder = Recorder::new();
-        let client = Client::with_backend(&recorder, LIMITS)?;
+        let client = recorder.client(LIMITS)?;
         let pages = scattered(32)?;
         let mut slot = Mapping::default();
 
@@ -107,7 +106,7 @@ mod tests {
         for iova in [true, false] {
             let recorder = Recorder::new();
             recorder.has_iova.set(iova);
-            let client = Client::with_backend(&recorder, LIMITS)?;
+            let client = recorder.client(LIMITS)?;
             let pages = scattered(2)?;
             for (count, dir) in [
                 (1, ToDevice),
@@ -131,7 +130,7 @@ mod tests {
         let recorder = Recorder::new();
         // An IOMMU with pages so large that ours leave gaps in them.
         recorder.granule.set(0xffff);
-        let client = Client::with_backend(&recorder, LIMITS)?;
+        let client = recorder.client(LIMITS)?;
         let pages = scattered(3)?;
         let mut slot = Mapping::default();
 
@@ -160,7 +159,7 @@ mod tests {
     fn no_iova_space_falls_back_to_pieces() -> Result {
         let recorder = Recorder::new();
         recorder.has_iova.set(false);
-        let client = Client::with_backend(&recorder, LIMITS)?;
+        let client = recorder.client(LIMITS)?;
         let pages = scattered(4)?;
         let mut slot = Mapping::default();
 
@@ -175,7 +174,7 @@ mod tests {
     #[test]
     fn nothing_is_remembered_that_needs_no_unmap() -> Result {
         let recorder = Recorder::direct();
-        let client = Client::with_backend(&recorder, LIMITS)?;
+        let client = recorder.client(LIMITS)?;
         let pages = scattered(5)?;
         let mut slot = Mapping::default();
 
@@ -194,7 +193,7 @@ mod tests {
     fn the_first_bounce_changes_what_is_remembered() -> Result {
         let recorder = Recorder::direct();
         recorder.need_unmap_from.set(2);
-        let client = Client::with_backend(&recorder, LIMITS)?;
+        let client = recorder.client(LIMITS)?;
         let pages = scattered(5)?;
         let mut slot = Mapping::default();
 
@@ -219,7 +218,7 @@ mod tests {
     fn neighbours_are_merged() -> Result {
         // Four pages in a row, by their order or by a fresh try.
         let recorder = Recorder::new();
-        let client = Client::with_backend(&recorder, LIMITS)?;
+        let client = recorder.client(LIMITS)?;
         let buf = KVec::<u8>::from_elem(0, 4 * PAGE_SIZE, GFP_KERNEL)?;
         let mut slot = Mapping::default();
 
@@ -241,7 +240,7 @@ mod tests {
             boundary_mask: 0x1fff,
             max_segments: 64,
         };
-        let client = Client::with_backend(&recorder, limits)?;
+        let client = recorder.client(limits)?;
         let pages = scattered(8)?;
         let mut slot = Mapping::default();
 
@@ -275,7 +274,7 @@ mod tests {
                 max_segments: 3,
                 ..LIMITS
             };
-            let client = Client::with_backend(&recorder, limits)?;
+            let client = recorder.client(limits)?;
             let pages = scattered(4)?;
             let mut slot = Mapping::default();
 
@@ -294,7 +293,7 @@ mod tests {
         for good in 0..=calls {
             let recorder = recorder();
             recorder.fail_after(good);
-            let client = Client::with_backend(&recorder, LIMITS)?;
+            let client = recorder.client(LIMITS)?;
             let mut slot = Mapping::default();
 
             let result = map(&client, &mut slot, source(&pages, 0x100, 5 * PAGE_SIZE)?);
@@ -331,7 +330,7 @@ mod tests {
     fn the_only_mapping_fails() -> Result {
         let recorder = Recorder::new();
         recorder.fail_after(0);
-        let client = Client::with_backend(&recorder, LIMITS)?;
+        let client = recorder.client(LIMITS)?;
         let pages = scattered(1)?;
         let mut slot = Mapping::default();
         assert_eq!(
@@ -347,7 +346,7 @@ mod tests {
         for iova in [true, false] {
             let recorder = Recorder::new();
             recorder.has_iova.set(iova);
-            let client = Client::with_backend(&recorder, LIMITS)?;
+            let client = recorder.client(LIMITS)?;
             let pages = scattered(4)?;
             let mut slot = Mapping::default();
 
@@ -364,7 +363,7 @@ mod tests {
     #[test]
     fn a_slot_in_use_is_unmapped_first() -> Result {
         let recorder = Recorder::new();
-        let client = Client::with_backend(&recorder, LIMITS)?;
+        let client = recorder.client(LIMITS)?;
         let pages = scattered(2)?;
         let mut slot = Mapping::default();
 
@@ -387,7 +386,7 @@ mod tests {
     #[test]
     fn unmap_twice_is_once() -> Result {
         let recorder = Recorder::new();
-        let client = Client::with_backend(&recorder, LIMITS)?;
+        let client = recorder.client(LIMITS)?;
         let pages = scattered(1)?;
         let mut slot = Mapping::default();
         map(&client, &mut slot, source(&pages, 0, PAGE_SIZE)?)?;
@@ -404,7 +403,7 @@ mod tests {
     #[test]
     fn unknown_memory_is_refused() -> Result {
         let recorder = Recorder::new();
-        let client = Client::with_backend(&recorder, LIMITS)?;
+        let client = recorder.client(LIMITS)?;
         let list = [PhysBvec::new(0x1000, 0x1000).ok_or(EINVAL)?];
         let mut slot = Mapping::default();
         assert_eq!(
@@ -418,7 +417,7 @@ mod tests {
     #[test]
     fn nobody_may_use_it() -> Result {
         let recorder = Recorder::new();
-        let client = Client::with_backend(&recorder, LIMITS)?;
+        let client = recorder.client(LIMITS)?;
         let pages = scattered(1)?;
         let mut slot = Mapping::default();
         // C stops the machine.
@@ -436,7 +435,7 @@ mod tests {
     fn longer_than_a_mapping_may_be() -> Result {
         let recorder = Recorder::new();
         recorder.max_bytes.set(PAGE_SIZE);
-        let client = Client::with_backend(&recorder, LIMITS)?;
+        let client = recorder.client(LIMITS)?;
         assert_eq!(client.max_bytes(), PAGE_SIZE);
         let pages = scattered(2)?;
         let mut slot = Mapping::default();
@@ -454,9 +453,9 @@ mod tests {
             max_segments: 0,
             ..LIMITS
         };
-        assert_eq!(Client::with_backend(&recorder, limits).err(), Some(EINVAL));
+        assert_eq!(recorder.client(limits).err(), Some(EINVAL));
         recorder.max_bytes.set(0);
-        assert_eq!(Client::with_backend(&recorder, LIMITS).err(), Some(EIO));
+        assert_eq!(recorder.client(LIMITS).err(), Some(EIO));
     }
 
     #[test]

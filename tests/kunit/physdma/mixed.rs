@@ -44,7 +44,6 @@ use kernel::{
         PAGE_SIZE, //
     },
     physdma::{
-        Client,
         Limits,
         Mapping,
         Memory,
@@ -385,7 +384,7 @@ fn neighbours_on_the_bus() -> Result {
         let (first, second) = (open(dev, 0, PART)?, open(dev, PART, PART)?);
         let recorder = Recorder::new();
         follow(&recorder, |_| Ok((Route::Bus { offset: UP }, 2)))?;
-        let client = Client::with_backend(&recorder, LIMITS)?;
+        let client = recorder.client(LIMITS)?;
         let pages = scattered(1)?;
         let ram = places(&pages)?;
         let mut slot = Mapping::default();

@@ -313,7 +313,7 @@ fn several_buffers() -> Result {
 
     // So they cannot be one range.
     let recorder = Recorder::new();
-    let client = Client::with_backend(&recorder, LIMITS)?;
+    let client = recorder.client(LIMITS)?;
     let mut mapping = PinnedMapping::new(pinned);
     check_eq!(mapping.map(&client)?.path(), Path::Direct);
     Ok(())
@@ -325,7 +325,7 @@ fn owned() -> Result {
     // What has not been written to yet is no page of its own.
     user.write(0, &pattern(8 * PAGE_SIZE)?)?;
     let recorder = Recorder::new();
-    let client = Client::with_backend(&recorder, LIMITS)?;
+    let client = recorder.client(LIMITS)?;
     for write in [false, true] {
         let (offset, len) = (0x800, 6 * PAGE_SIZE);
         let pinned = if write {

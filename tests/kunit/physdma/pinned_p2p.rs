@@ -48,7 +48,6 @@ use kernel::{
         copy_to,
         equals,
         provider_of,
-        Client,
         Mapping,
         Memory,
         Miss,
@@ -164,7 +163,7 @@ fn of_a_device() -> Result {
         // Through the host bridge all of it is one segment.
         let recorder = Recorder::new();
         follow(&recorder, |_| Ok((Route::HostBridge, 3)))?;
-        let client = Client::with_backend(&recorder, LIMITS)?;
+        let client = recorder.client(LIMITS)?;
         let mut mapping = PinnedMapping::new(pinned);
         let mut segments = mapping.map(&client)?;
         check_eq!(
@@ -188,7 +187,7 @@ fn of_a_device() -> Result {
         // By its bus address.
         let recorder = Recorder::new();
         follow(&recorder, |_| Ok((Route::Bus { offset: UP }, 3)))?;
-        let client = Client::with_backend(&recorder, LIMITS)?;
+        let client = recorder.client(LIMITS)?;
         let pinned = user.pin_from_device(PAGE_SIZE, PAGE_SIZE, P2pPages::Allow)?;
         let mut slot = Mapping::default();
         let mut segments = client.map(&mut slot, bvecs(&pinned), pinned.direction())?;

@@ -127,7 +127,7 @@ fn one_range() -> Result {
     let recorder = Recorder::new();
     let pages = scattered(3)?;
     let place = pieces(source(&pages, 0, 3 * PAGE_SIZE)?)?;
-    let client: Client<'_, Rec<'_>> = Client::with_backend(&recorder, LIMITS)?;
+    let client: Client<'_, Rec<'_>> = recorder.client(LIMITS)?;
     let premapped = client.premap(pages, FromDevice)?;
     check_eq!(premapped.path(), Path::Iova);
     check_eq!(premapped.len(), 0x3000);
@@ -175,7 +175,7 @@ fn one_piece() -> Result {
     let recorder = Recorder::new();
     let pages = pages(1)?;
     let phys = place(&pages[0])?.phys();
-    let client: Client<'_, Rec<'_>> = Client::with_backend(&recorder, LIMITS)?;
+    let client: Client<'_, Rec<'_>> = recorder.client(LIMITS)?;
     let premapped = client.premap(pages, ToDevice)?;
     check_eq!(premapped.path(), Path::Single);
     check_eq!(
@@ -239,7 +239,7 @@ fn any_part() -> Result {
             }
             let bytes = list.len() * PAGE_SIZE;
             let place = pieces(source(&list, 0, bytes)?)?;
-            let client: Client<'_, Rec<'_>> = Client::with_backend(&recorder, LIMITS)?;
+            let client: Client<'_, Rec<'_>> = recorder.client(LIMITS)?;
             let premapped = client.premap(list, Bidirectional)?;
             check_eq!(premapped.path() == Path::Single, place.len() == 1);
             for _ in 0..500 {
@@ -275,7 +275,7 @@ fn unaligned() -> Result {
         let pinned = user.pin_from_device(offset, len, P2pPages::Refuse)?;
         let place = pieces(bvecs(&pinned))?;
         let recorder = Recorder::direct();
-        let client: Client<'_, Rec<'_>> = Client::with_backend(&recorder, LIMITS)?;
+        let client: Client<'_, Rec<'_>> = recorder.client(LIMITS)?;
         let premapped = client.premap(pinned, Bidirectional)?;
         for _ in 0..200 {
             let at = numbers.below(len as u64);
@@ -314,8 +314,8 @@ fn limits() -> Result {
                 }
             };
             let (recorder, other) = (make(), make());
-            let mapping: Client<'_, Rec<'_>> = Client::with_backend(&other, limits)?;
-            let client: Client<'_, Rec<'_>> = Client::with_backend(&recorder, limits)?;
+            let mapping: Client<'_, Rec<'_>> = other.client(limits)?;
+            let client: Client<'_, Rec<'_>> = recorder.client(limits)?;
             let memory = Arc::new(scattered(4)?, GFP_KERNEL)?;
             let premapped = client.premap(memory.clone(), FromDevice)?;
             for len in [0x30, 0x1000, 0x1800, 0x4000] {
@@ -343,7 +343,7 @@ fn limits() -> Result {
 /// A part that is not there, or not for that.
 fn wrong_parts() -> Result {
     let recorder = Recorder::new();
-    let client: Client<'_, Rec<'_>> = Client::with_backend(&recorder, LIMITS)?;
+    let client: Client<'_, Rec<'_>> = recorder.client(LIMITS)?;
     let premapped = client.premap(pages(2)?, ToDevice)?;
     for (offset, len, dir, error) in [
         (0, 0, ToDevice, EINVAL),
@@ -370,7 +370,7 @@ fn wrong_parts() -> Result {
 /// What cannot be mapped for long at all.
 fn refused() -> Result {
     let recorder = Recorder::new();
-    let client: Client<'_, Rec<'_>> = Client::with_backend(&recorder, LIMITS)?;
+    let client: Client<'_, Rec<'_>> = recorder.client(LIMITS)?;
     let none = client.premap(pages(2)?, DataDirection::None);
     check_eq!(none.err(), Some(EINVAL));
     check_eq!(client.premap(KVec::new(), ToDevice).err(), Some(EINVAL));
@@ -393,14 +393,14 @@ fn refused() -> Result {
     // A device that needs help to see what the CPU wrote.
     let recorder = Recorder::new();
     recorder.coherent.set(false);
-    let client: Client<'_, Rec<'_>> = Client::with_backend(&recorder, LIMITS)?;
+    let client: Client<'_, Rec<'_>> = recorder.client(LIMITS)?;
     check_eq!(client.premap(pages(2)?, ToDevice).err(), Some(EOPNOTSUPP));
     check!(recorder.called(&[]));
 
     // One that cannot reach the memory itself.
     let recorder = Recorder::direct();
     recorder.fail_after(0);
-    let client: Client<'_, Rec<'_>> = Client::with_backend(&recorder, LIMITS)?;
+    let client: Client<'_, Rec<'_>> = recorder.client(LIMITS)?;
     check_eq!(client.premap(pages(1)?, ToDevice).err(), Some(EPERM));
     Ok(())
 }
@@ -418,7 +418,7 @@ fn failures() -> Result {
             recorder.need_unmap_from.set(0);
             recorder.fail_after(good);
             let memory = Arc::new(scattered(3)?, GFP_KERNEL)?;
-            let client: Client<'_, Rec<'_>> = Client::with_backend(&recorder, LIMITS)?;
+            let client: Client<'_, Rec<'_>> = recorder.client(LIMITS)?;
             let result = client.premap(memory.clone(), FromDevice);
             match (good == calls, direct) {
                 (true, _) => check!(result.is_ok()),
@@ -440,7 +440,7 @@ fn dropped_in_use() -> Result {
     let user = User::new(4, READ | WRITE)?;
     user.write(0, &pattern(4 * PAGE_SIZE)?)?;
     let recorder = Recorder::new();
-    let client: Client<'_, Rec<'_>> = Client::with_backend(&recorder, LIMITS)?;
+    let client: Client<'_, Rec<'_>> = recorder.client(LIMITS)?;
     let pinned = user.pin_from_device(0, 4 * PAGE_SIZE, P2pPages::Refuse)?;
     let piece = first(bvecs(&pinned))?;
     let once = references(piece);
@@ -471,7 +471,7 @@ fn client_goes() -> Result {
     for _ in 0..20 {
         let recorder = Recorder::new();
         let memory = Arc::new(scattered(2)?, GFP_KERNEL)?;
-        let one: Client<'_, Rec<'_>> = Client::with_backend(&recorder, LIMITS)?;
+        let one: Client<'_, Rec<'_>> = recorder.client(LIMITS)?;
         let premapped = one.premap(memory.clone(), FromDevice)?;
         let slice = premapped.slice(0, 1, FromDevice)?;
         drop(premapped);
@@ -570,7 +570,7 @@ fn large(dev: &pci::Device<Bound>) -> Result {
         let range = Registration::new(dev, 2, 0, 16 * GIB)?;
         let first = range.provider().range().first();
         let base = first + if bus { UP } else { BASE };
-        let client: Client<'_, Rec<'_>> = Client::with_backend(&recorder, LIMITS)?;
+        let client: Client<'_, Rec<'_>> = recorder.client(LIMITS)?;
         let premapped =
             client.premap_provider(&range.provider(), 0x1000, 16 * GIB - 0x1000, Bidirectional)?;
         check_eq!(premapped.len(), 16 * GIB - 0x1000);

@@ -223,6 +223,15 @@ impl Recorder {
         }
     }
 
+    /// A client of it, which reaches what `topology` says.
+    pub(crate) fn client(&self, limits: Limits) -> Result<Client<'_, &Self>> {
+        let topology = match &*self.topology.borrow() {
+            Some(topology) => topology.clone(),
+            None => Arc::new(Nowhere, GFP_KERNEL)?,
+        };
+        Client::with_backend(self, topology, limits)
+    }
+
     /// A device without an IOMMU, where nothing bounces.
     pub(crate) fn direct() -> Self {
         let this = Self::new();
@@ -451,13 +460,6 @@ impl Backend for &Recorder {
 
     fn coherent(self) -> bool {
         self.coherent.get()
-    }
-
-    fn topology(self) -> Result<Arc<dyn Topology>> {
-        match &*self.topology.borrow() {
-            Some(topology) => Ok(topology.clone()),
-            None => Ok(Arc::new(Nowhere, GFP_KERNEL)?),
-        }
     }
 }
 

@@ -588,8 +588,8 @@ fn nearest(dev: &pci::Device<Bound>) -> Result {
     let (one, two) = (Recorder::new(), Recorder::new());
     follow(&one, near)?;
     follow(&two, far)?;
-    let one = Client::with_backend(&one, LIMITS)?;
-    let two = Client::with_backend(&two, LIMITS)?;
+    let one = one.client(LIMITS)?;
+    let two = two.client(LIMITS)?;
     let found = |clients: &[&Client<'_, &Recorder>]| {
         nearest_provider(clients).map(|found| found.range().start() / PART)
     };

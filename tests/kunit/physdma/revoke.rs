@@ -30,7 +30,6 @@ use kernel::{
         nearest_provider,
         provider_of,
         BarRange,
-        Client,
         Hold,
         Mapping,
         Mixed,
@@ -150,7 +149,7 @@ fn in_flight(dev: &pci::Device<Bound>) -> Result {
     let mut clients = KVec::new();
     for recorder in &recorders {
         follow(recorder, script)?;
-        clients.push(Client::with_backend(recorder, LIMITS)?, GFP_KERNEL)?;
+        clients.push(recorder.client(LIMITS)?, GFP_KERNEL)?;
     }
     // In that order, so that a check that fails ends the mappings before the threads.
     let mut revoking = KVec::new();
@@ -247,7 +246,7 @@ fn idle(dev: &pci::Device<Bound>) -> Result {
     check!(recorder.called(&[]));
 
     // A client that comes later.
-    let late = Client::with_backend(&recorder, LIMITS)?;
+    let late = recorder.client(LIMITS)?;
     check_eq!(late.route(&provider), Err(Refused::Revoked));
 
     // The object is there as long as anybody has it.
@@ -261,7 +260,7 @@ fn idle(dev: &pci::Device<Bound>) -> Result {
 fn traffic(dev: &pci::Device<Bound>) -> Result {
     let recorder = Recorder::new();
     let client = client(&recorder, LIMITS)?;
-    let _other = Client::with_backend(&recorder, LIMITS)?;
+    let _other = recorder.client(LIMITS)?;
     let range = open(dev, 0, PART)?;
     let refuses = open(dev, 5 * PART, PART)?;
     let list = [at(&range, 0, 0x1000)?];
@@ -318,7 +317,7 @@ fn traffic(dev: &pci::Device<Bound>) -> Result {
 fn meanwhile(dev: &pci::Device<Bound>) -> Result {
     let recorder = Recorder::new();
     let client = client(&recorder, LIMITS)?;
-    let leaver = Client::with_backend(&recorder, LIMITS)?;
+    let leaver = recorder.client(LIMITS)?;
     let range = open(dev, 0, PART)?;
     let other = open(dev, 2 * PART, PART)?;
     let provider = range.provider();
@@ -369,7 +368,7 @@ fn meanwhile(dev: &pci::Device<Bound>) -> Result {
     check_eq!(open(dev, PART - 1, 1).err(), Some(EBUSY));
 
     // Who comes.
-    let comer = Client::with_backend(&recorder, LIMITS)?;
+    let comer = recorder.client(LIMITS)?;
     check_eq!(comer.route(&provider), Err(Refused::Revoked));
     check_eq!(
         map(&comer, &mut Mapping::default(), Raw::new(&list)?).err(),
@@ -379,7 +378,7 @@ fn meanwhile(dev: &pci::Device<Bound>) -> Result {
     drop(second);
     drop(leaver);
     drop(comer);
-    let comer = Client::with_backend(&recorder, LIMITS)?;
+    let comer = recorder.client(LIMITS)?;
     check_eq!(comer.route(&provider), Err(Refused::Revoked));
     check!(comer.route(&other.provider()).is_ok());
     check!(!revoking.has_ended());
@@ -449,10 +448,7 @@ fn window_in_flight(dev: &pci::Device<Bound>) -> Result {
 /// Each of several mappings counts, of each client, and of each provider of a request.
 fn all_in_flight(dev: &pci::Device<Bound>) -> Result {
     let recorder = Recorder::new();
-    let (one, two) = (
-        client(&recorder, LIMITS)?,
-        Client::with_backend(&recorder, LIMITS)?,
-    );
+    let (one, two) = (client(&recorder, LIMITS)?, recorder.client(LIMITS)?);
     let ranges = [open(dev, 0, PART)?, open(dev, PART, PART)?];
     let list = [at(&ranges[0], 0, 0x1000)?, at(&ranges[1], 0, 0x1000)?];
     let [first, second] = ranges;

@@ -282,7 +282,7 @@ fn refused(dev: &pci::Device<Bound>) -> Result {
     for script in scripts {
         let wanted = script(range.provider().range()).err().ok_or(EINVAL)?;
         follow(&recorder, script)?;
-        let client = Client::with_backend(&recorder, LIMITS)?;
+        let client = recorder.client(LIMITS)?;
         let mut slot = Mapping::default();
         check_eq!(client.route(&range.provider()), Err(wanted));
         for _ in 0..2 {
