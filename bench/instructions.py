@@ -132,6 +132,39 @@ def peer_to_peer(mode: str, switch: bool, kernel: Path = KERNEL) -> list[dict]:
     return map_rows(log, mode, route, kernel)
 
 
+# Through which windows one can look, and how they are opened.
+WINDOWS = {
+    "physdma.ko is loaded, nobody looks": "",
+    "all events are recorded": "echo 1 > /sys/kernel/tracing/events/physdma/enable",
+}
+
+
+def windows() -> list[dict]:
+    """RAM without an IOMMU again, where an operator could look at it, and where one does."""
+    def costs(name, prepare):
+        log = bench(Machine(iommu="off", devices=[PciTestdev()]), f"window-{name}", prepare)
+        return {row["name"]: int(row["ours"]) for row in ROW.finditer(log)}
+
+    rows = []
+    closed = costs("closed", lambda vm: None)
+    print(f"\n{'map + unmap':34}{'who looks':40}{'physdma':>9}{'closed':>9}{'ratio':>8}")
+    for number, (config, opening) in enumerate(WINDOWS.items()):
+        def prepare(vm):
+            vm.load("physdma")
+            vm.sh(opening)
+
+        for name, cost in costs(number, prepare).items():
+            rows.append({
+                "area": "windows", "name": name, "config": config,
+                "physdma": cost, "peer": closed[name], "peer_name": "without physdma.ko",
+                "unit": "instructions", "ratio": round(cost / closed[name], 2),
+                "goal": None if opening else 1.0,
+            })
+            print(f"{name:34}{config:40}{cost:>9}{closed[name]:>9}{cost / closed[name]:>8.2f}",
+                  flush=True)
+    return rows
+
+
 def look_ups() -> list[dict]:
     """What it costs to find out whose memory an address is."""
     print(f"\n{'look-up':34}{'ranges':>8}{'depth':>6}{'physdma':>10}{'C tree':>9}{'a level':>9}")

@@ -23,6 +23,8 @@ MEANINGS = {
                  "instructions they repeat; each row is the median of five times 400 calls.",
     "premapped": "Instructions for the memory of a request that is a slice of a buffer that was "
                  "mapped before, as parts of what it takes to map and unmap it.",
+    "windows": "Instructions to map and unmap RAM without an IOMMU, where an operator could look at "
+               "it and does not, and where all of it is recorded.",
     "look-up": "Instructions to find out whose memory an address is, by how many ranges there are, "
                "beside C's look-up in the same tree alone.",
     "growth": "Instructions to map and unmap a request by the number of pieces that it has, beside "

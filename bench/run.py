@@ -28,8 +28,8 @@ def main() -> None:
     quick = sys.argv[1:] == ["quick"]
     rows = instructions.rows() + instructions.look_ups() + instructions.premapped_reads()
     if not quick:
-        rows += instructions.with_kind() + growth.rows() + invalidations.rows()
-        rows += sizes.rows() + endtoend.rows()
+        rows += instructions.windows() + instructions.with_kind()
+        rows += growth.rows() + invalidations.rows() + sizes.rows() + endtoend.rows()
     REPORTS.mkdir(parents=True, exist_ok=True)
     report = REPORTS / "bench.json"
     report.write_text(json.dumps(rows, indent=1) + "\n")
