@@ -128,7 +128,9 @@ class Ratios:
         ratio = median(ratios)
         behind = 1 - ratio if more_is_better else ratio - 1
         # How far the median may be off, as the notches of a box plot have it.
-        doubt = max(1.57 * (high - low) / sqrt(len(ratios)), REPEATS * (unit == "instructions"))
+        doubt = 1.57 * (high - low) / sqrt(len(ratios))
+        if unit == "instructions":
+            doubt = max(doubt, REPEATS)
         row = {
             "area": area, "name": name, "config": config,
             "physdma": round(median(ours for ours, _ in self.pairs), 2),

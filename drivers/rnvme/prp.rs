@@ -55,6 +55,13 @@ pub(crate) const fn lists(entries: usize) -> usize {
     }
 }
 
+/// Whether `most` lists that have room for `room` entries each can hold `entries`.
+#[inline]
+pub(crate) const fn fit(entries: usize, room: usize, most: usize) -> bool {
+    // All but the last are full.
+    (entries <= room || room >= ENTRIES) && lists(entries) <= most
+}
+
 /// The most list entries that `bytes` bytes of data can need.
 pub(crate) const fn max_entries(bytes: u32) -> usize {
     bytes as usize / PAGE as usize

@@ -562,7 +562,7 @@ impl<R: Regs> prp::Lists for RequestLists<'_, '_, R> {
     #[inline]
     fn begin<E>(&mut self, entries: usize) -> Result<u64, Fault<E>> {
         if entries > SHORT {
-            if entries.min(prp::ENTRIES) > self.queue.long_entries {
+            if !prp::fit(entries, self.queue.long_entries, LONG_LISTS) {
                 return Err(Fault::TooLong);
             }
             let lists = self.queue.take_lists(prp::lists(entries));

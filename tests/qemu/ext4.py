@@ -102,16 +102,15 @@ def run(t):
     with t.case("one queue for two CPUs, each of which ends its own requests"):
         queue = f"/sys/block/{second.rpartition('/')[2]}"
         t.vm.sh(f"[ $(ls -d {queue}/mq/*/ | wc -l) = 1 ] && mount {second} /mnt/fs2")
-        for scheduler, affinity, ends in ("none", 0, 1), ("none", 2, 2), ("mq-deadline", 2, 2):
-            t.vm.sh(f"echo {scheduler} > {queue}/queue/scheduler && "
-                    f"echo {affinity} > {queue}/queue/rq_affinity")
+        for affinity, ends in (0, 1), (2, 2):
+            t.vm.sh(f"echo {affinity} > {queue}/queue/rq_affinity")
             before = softirqs(t)
             # The interrupt comes to one CPU, the requests come from both.
             t.vm.sh("for cpu in 0 1; do taskset -c $cpu dd if=/mnt/fs2/depth1 bs=64k iflag=direct "
                     "status=none | cmp - /mnt/fs/depth1 & jobs=\"$jobs $!\"; done; "
                     "for job in $jobs; do wait $job || exit; done")
             ended = [after - count for after, count in zip(softirqs(t), before)]
-            print(f"        {scheduler}, rq_affinity {affinity}: {ended} softirqs for requests")
+            print(f"        rq_affinity {affinity}: {ended} softirqs for requests")
             if t.driver == "rnvme":
                 assert sum(count > 100 for count in ended) == ends, ended
         t.vm.sh("umount /mnt/fs2")

@@ -83,7 +83,7 @@ TRACE_EVENT(physdma_refuse,
 		__assign_str(provider);
 		__assign_str(reason);
 	),
-	/* The reason is the rest: quotes around it are not for TP_printk(). */
+	/* Quotes around the reason would end the format for perf. */
 	TP_printk("client=%s provider=%s reason=%s",
 		  __get_str(client), __get_str(provider), __get_str(reason))
 );
@@ -96,7 +96,7 @@ DECLARE_EVENT_CLASS(physdma_range,
 		__field(unsigned int, bar)
 		__field(unsigned long long, first)
 		__field(unsigned long long, last)
-		__field(bool, pages)
+		__field(unsigned char, pages)
 	),
 	TP_fast_assign(
 		__assign_str(provider);

@@ -96,15 +96,13 @@ impl<'a> Client<'a> {
     ///
     /// See [`Client::with_backend`].
     pub fn new(dev: &'a Device<Bound>, limits: Limits) -> Result<Self> {
-        // SAFETY: A client leaves the registry before its device is unbound: see `Dependents`.
-        let reach = unsafe { Reach::new(dev) };
-
-        Arc::new(reach, GFP_KERNEL)
-            .map_err(Error::from)
-            .and_then(|reach| Self::with_backend(Dma::new(dev), reach, limits))
-            .inspect_err(|e| {
-                dev_err!(dev, "cannot be a DMA client: {:?}\n", e);
-            })
+        let new = || {
+            // SAFETY: It goes with the backend of its device.
+            let reach = Arc::new(unsafe { Reach::new(dev) }, GFP_KERNEL)?;
+            // SAFETY: It asks the kernel.
+            unsafe { Self::with_backend(Dma::new(dev), reach, limits) }
+        };
+        new().inspect_err(|e| dev_err!(dev, "cannot be a DMA client: {:?}\n", e))
     }
 
     /// Hands the client over to the device, which drops it after the driver was unbound.
@@ -180,34 +178,46 @@ impl<'a, B: Backend> Client<'a, B> {
     /// - `EIO`: the device cannot do DMA.
     /// - `ENOMEM`.
     ///
+    /// # Safety
+    ///
+    /// No device is told of an address; or the device reaches memory by the routes of `topology`,
+    /// and cannot reach it any more by what was unmapped when [`Topology::flush`] returns.
+    ///
     /// # Examples
     ///
     /// ```
     /// use kernel::{
     ///     device::{Bound, Device},
+    ///     pci::p2pdma::Unsupported,
     ///     physdma::{BarRange, Client, Dma, Limits, Refused, Route, Topology},
     ///     sync::Arc,
     /// };
     ///
-    /// /// Nothing.
-    /// struct Nowhere;
+    /// /// What a device reaches that is to have RAM only.
+    /// struct NoPeers;
     ///
-    /// impl Topology for Nowhere {
+    /// impl Topology for NoPeers {
     ///     fn device(&self) -> Option<&Device> {
     ///         None
     ///     }
     ///
     ///     fn route(&self, _memory: &BarRange) -> Result<(Route, u32), Refused> {
-    ///         Err(Refused::Bounce)
+    ///         Err(Refused::Topology(Unsupported::NotPci))
     ///     }
     /// }
     ///
     /// /// A client for RAM, and nothing else.
     /// fn for_ram(dev: &Device<Bound>, limits: Limits) -> Result<Client<'_>> {
-    ///     Client::with_backend(Dma::new(dev), Arc::new(Nowhere, GFP_KERNEL)?, limits)
+    ///     let topology = Arc::new(NoPeers, GFP_KERNEL)?;
+    ///     // SAFETY: There is no route.
+    ///     unsafe { Client::with_backend(Dma::new(dev), topology, limits) }
     /// }
     /// ```
-    pub fn with_backend(backend: B, topology: Arc<dyn Topology>, limits: Limits) -> Result<Self> {
+    pub unsafe fn with_backend(
+        backend: B,
+        topology: Arc<dyn Topology>,
+        limits: Limits,
+    ) -> Result<Self> {
         if limits.max_segments == 0 {
             return Err(EINVAL);
         }

@@ -194,7 +194,7 @@ impl Inner {
     ///
     /// # Safety
     ///
-    /// The client does not go while `guard` lives.
+    /// It is that client's number, which does not go while `guard` lives.
     #[inline]
     pub(super) unsafe fn attachment<'g>(
         this: ArcBorrow<'g, Self>,
@@ -203,8 +203,9 @@ impl Inner {
     ) -> Option<ArcBorrow<'g, Attached>> {
         // SAFETY: `this` is borrowed for as long.
         let this = unsafe { &*core::ptr::from_ref(&*this) };
-        // SAFETY: It is removed when the client goes, which it does not by the safety requirements;
-        // or a grace period after the provider was revoked.
+        // SAFETY: It was stored before there was the client, or before the provider was found. It
+        // is removed when the client goes, which it does not by the safety requirements; or a grace
+        // period after the provider was revoked.
         unsafe { this.attachments.load(id, guard) }
     }
 

@@ -303,8 +303,9 @@ impl Reach {
     ///
     /// # Safety
     ///
-    /// The result is asked only while the driver is bound: by the registry, as long as there is a
-    /// [`Client`](super::Client) with it.
+    /// The result is asked only while the driver is bound: by whoever has it, and by the registry as
+    /// long as there is a [`Client`](super::Client) with it. That is dropped before, or has the
+    /// backend [`Dma`](super::Dma) of `dev`, by which it leaves when the driver is unbound.
     pub unsafe fn new(dev: &Device<Bound>) -> Self {
         // INVARIANT: By the safety requirements.
         Self { dev: dev.into() }

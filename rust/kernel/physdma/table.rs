@@ -39,11 +39,13 @@ type Slots<T> = KVec<Atomic<*mut T>>;
 /// - `slots` is null or points to the last of `all`. What is in `all` stays there, and is not
 ///   moved, until the table is dropped.
 /// - Each slot of the last is null or comes from `Arc::into_raw`, and owns that reference. It
-///   changes while `all` is locked. The others do not change any more.
+///   changes while `all` is locked.
+/// - The slots of the others are what they were when the next came; what they point to may have
+///   gone since.
 #[pin_data(PinnedDrop)]
 pub(super) struct RcuTable<T: Send + Sync> {
     slots: Atomic<*mut Slots<T>>,
-    /// Who looks at one may do so still when there is the next, which is twice as long.
+    /// Who looks at one may do so still when there is the next, which is at least twice as long.
     #[pin]
     all: Mutex<KVec<KBox<Slots<T>>>>,
     _owns: PhantomData<Arc<T>>,
@@ -66,7 +68,8 @@ impl<T: Send + Sync> RcuTable<T> {
     ///
     /// # Safety
     ///
-    /// It is not removed while `guard` lives, or what was removed is dropped a grace period later.
+    /// - It was stored before: the caller is ordered after that.
+    /// - It is not removed while `guard` lives, or what was removed is dropped a grace period later.
     #[inline]
     pub(super) unsafe fn load<'g>(
         &'g self,
@@ -77,14 +80,14 @@ impl<T: Send + Sync> RcuTable<T> {
         if slots.is_null() {
             return None;
         }
-        // SAFETY: By the type invariants it is there as long as the table is. Where that was not
-        // the last any more, it has the references that were there then.
+        // SAFETY: By the type invariants it is there as long as the table is.
         let value = unsafe { &*slots }.get(id)?.load(Acquire);
         if value.is_null() {
             return None;
         }
-        // SAFETY: By the type invariants it comes from `Arc::into_raw`. By the safety requirements
-        // there is a reference as long as the guard lives, and what is shared is not changed.
+        // SAFETY: By the safety requirements the slots are those in which it was stored, or later
+        // ones, and it was not removed before the guard: by the type invariants it comes from
+        // `Arc::into_raw`. It stays as long as the guard lives, and what is shared is not changed.
         Some(unsafe { ArcBorrow::from_raw(value) })
     }
 

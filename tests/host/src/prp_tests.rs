@@ -138,6 +138,17 @@ fn every_length_and_offset() {
 }
 
 #[test]
+fn what_fits() {
+    assert!(prp::fit(8, 8, 1));
+    assert!(!prp::fit(9, 8, 64));
+    assert!(prp::fit(ENTRIES, ENTRIES, 1));
+    assert!(!prp::fit(ENTRIES + 1, ENTRIES, 1));
+    assert!(!prp::fit(ENTRIES + 1, ENTRIES / 2, 64));
+    assert!(prp::fit(64 * (ENTRIES - 1) + 1, ENTRIES, 64));
+    assert!(!prp::fit(64 * (ENTRIES - 1) + 2, ENTRIES, 64));
+}
+
+#[test]
 fn faults() {
     let mut mem = Memory {
         room: 8,

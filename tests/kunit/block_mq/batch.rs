@@ -191,11 +191,16 @@ fn tag_set_of(nr_hw_queues: u32) -> Result<Arc<TagSet<Driver>>> {
 fn tag_set() -> Result<Arc<TagSet<Driver>>> {
     let tag_set = tag_set_of(2)?;
 
+    // There are no more queues than CPUs.
     if tag_set.nr_hw_queues() < 2 {
         pr_err!("these cases need two CPUs\n");
         return Err(ENODEV);
     }
     Ok(tag_set)
+}
+
+fn two_cpus() -> Result {
+    tag_set().map(drop)
 }
 
 fn queue(tag_set: &Arc<TagSet<Driver>>, state: &Arc<State>) -> Result<RequestQueue<Driver>> {
@@ -317,8 +322,7 @@ mod tests {
 
     #[test]
     fn a_single_hardware_queue_has_no_batch() -> Result {
-        // More than one CPU has it.
-        tag_set()?;
+        two_cpus()?;
         let state = State::new(Mode::Take)?;
         let queue = queue(&tag_set_of(1)?, &state)?;
         let table = queue.tag_set().in_flight(0).ok_or(EINVAL)?;

@@ -309,8 +309,9 @@ impl DeviceTest for FailEachStep {
 
         // A request with each of its calls failing, and one that works.
         // SAFETY: The client goes before the driver is unbound.
-        let reach = unsafe { Reach::new(dev.as_ref()) };
-        let client = Client::with_backend(backend, Arc::new(reach, GFP_KERNEL)?, LIMITS)?;
+        let reach = Arc::new(unsafe { Reach::new(dev.as_ref()) }, GFP_KERNEL)?;
+        // SAFETY: It asks the kernel.
+        let client = unsafe { Client::with_backend(backend, reach, LIMITS) }?;
         let mut slot = Mapping::default();
         for calls in 0..4 {
             good.set(calls);

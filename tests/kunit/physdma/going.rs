@@ -321,7 +321,7 @@ fn crowd(dev: &pci::Device<Bound>) -> Result {
             let (mut count, mut busy) = (0, 0);
             range.provider().for_each_client(|traffic| {
                 count += 1;
-                busy += usize::from(traffic.in_flight != 0);
+                busy += usize::from(traffic.in_flight == 1);
             });
             // The other one may have it mapped just now.
             check!(count == CROWD + 1 && busy >= CROWD);

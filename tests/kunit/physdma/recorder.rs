@@ -229,7 +229,8 @@ impl Recorder {
             Some(topology) => topology.clone(),
             None => Arc::new(Nowhere, GFP_KERNEL)?,
         };
-        Client::with_backend(self, topology, limits)
+        // SAFETY: No device is told of anything.
+        unsafe { Client::with_backend(self, topology, limits) }
     }
 
     /// A device without an IOMMU, where nothing bounces.
