@@ -68,7 +68,7 @@ impl<T: Send + Sync> RcuTable<T> {
     ///
     /// # Safety
     ///
-    /// - It was stored before: the caller is ordered after that.
+    /// - The caller is ordered after all that was stored and removed of that number before `guard`.
     /// - It is not removed while `guard` lives, or what was removed is dropped a grace period later.
     #[inline]
     pub(super) unsafe fn load<'g>(
@@ -85,8 +85,8 @@ impl<T: Send + Sync> RcuTable<T> {
         if value.is_null() {
             return None;
         }
-        // SAFETY: By the safety requirements the slots are those in which it was stored, or later
-        // ones, and it was not removed before the guard: by the type invariants it comes from
+        // SAFETY: By the safety requirements the slots are those that were the last when the number
+        // was stored or removed, or later ones: by the type invariants the value comes from
         // `Arc::into_raw`. It stays as long as the guard lives, and what is shared is not changed.
         Some(unsafe { ArcBorrow::from_raw(value) })
     }
