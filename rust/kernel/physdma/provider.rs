@@ -203,10 +203,10 @@ impl Inner {
     ) -> Option<ArcBorrow<'g, Attached>> {
         // SAFETY: `this` is borrowed for as long.
         let this = unsafe { &*core::ptr::from_ref(&*this) };
-        // SAFETY: What was stored and removed of the number was so before there was the client, with
-        // the registry locked, or before the provider could be found. It is removed when the client
-        // goes, which it does not by the safety requirements; or a grace period after the provider
-        // was revoked.
+        // SAFETY: What was stored and removed of the number was so before there was the client,
+        // with the registry locked, or before the provider could be found. It is removed when the
+        // client goes, which it does not by the safety requirements; or a grace period after the
+        // provider was revoked.
         unsafe { this.attachments.load(id, guard) }
     }
 

@@ -69,7 +69,8 @@ impl<T: Send + Sync> RcuTable<T> {
     /// # Safety
     ///
     /// - The caller is ordered after all that was stored and removed of that number before `guard`.
-    /// - It is not removed while `guard` lives, or what was removed is dropped a grace period later.
+    /// - It is not removed while `guard` lives, or what was removed is dropped a grace period
+    ///   later.
     #[inline]
     pub(super) unsafe fn load<'g>(
         &'g self,
