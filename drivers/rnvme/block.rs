@@ -268,8 +268,8 @@ impl<'a, R: Regs + 'a> Ops<'a, R> {
         batch.complete(rq);
     }
 
-    /// Builds the command that `rq` is, if its data are one piece of memory with pages, and the
-    /// command has room to say where: what most requests are.
+    /// Builds the command that `rq` is, if its data are one piece of memory, and the command has
+    /// room to say where: what most requests are.
     #[inline(always)]
     fn prepare(
         hw: &Hw<'a, R>,
@@ -282,17 +282,19 @@ impl<'a, R: Regs + 'a> Ops<'a, R> {
         let Some((opcode, dir)) = Self::moves(rq.op()) else {
             return Ok(Quick::Slow(None));
         };
-        if rq.is_phys() {
-            return Ok(Quick::Slow(None));
-        }
         let command = Self::read_write(target, rq, opcode)?;
         let bytes = rq.sectors() << SECTOR_SHIFT;
         let (rq, data) = rq.split();
-        // SAFETY: A request that was mapped is unmapped before it is ended: when it is answered, by
-        // `give_up()`, or by `refused()`. The device writes to one that reads, by `dir`.
-        let source = unsafe { ReqBvecs::new(rq) };
+        let mapped = if let Some(source) = PhysReqBvecs::new(rq) {
+            Self::map_phys(hw, data, &source, dir)
+        } else {
+            // SAFETY: A request that was mapped is unmapped before it is ended: when it is answered,
+            // by `give_up()`, or by `refused()`. The device writes to one that reads, by `dir`.
+            let source = unsafe { ReqBvecs::new(rq) };
+            hw.client.map_one(&mut data.mapping, &source, dir)
+        };
 
-        match hw.client.map_one(&mut data.mapping, &source, dir) {
+        match mapped {
             Ok(Some(only)) if only.len != bytes => {
                 hw.malformed(Fault::Length);
                 Err(Status::IOERR)
@@ -304,6 +306,17 @@ impl<'a, R: Regs + 'a> Ops<'a, R> {
             Ok(None) => Ok(Quick::Slow(None)),
             Err(e) => Err(hw.mapping_failed(e)),
         }
+    }
+
+    /// Maps memory of another device, which has no pages, if it is one piece.
+    #[inline(never)]
+    fn map_phys(
+        hw: &Hw<'a, R>,
+        data: &mut Iod<'a>,
+        source: &PhysReqBvecs<'_>,
+        dir: DataDirection,
+    ) -> Result<Option<Segment>> {
+        hw.client.map_one(&mut data.mapping, source, dir)
     }
 
     /// The command that `op` is, if it reads or writes blocks, and what the device does with memory.
@@ -348,12 +361,7 @@ impl<'a, R: Regs + 'a> Ops<'a, R> {
         let (data, moved) = if let Some(only) = only {
             hw.one(data, tag, only, bytes)?
         } else if let Some(source) = PhysReqBvecs::new(rq) {
-            // Memory of another device, which has no pages.
-            match hw.client.map_one(&mut data.mapping, &source, dir) {
-                Ok(Some(only)) => hw.one(data, tag, only, bytes)?,
-                Ok(None) => hw.pieces(data, tag, source, bytes, dir)?,
-                Err(e) => return Err(hw.mapping_failed(e)),
-            }
+            hw.pieces(data, tag, source, bytes, dir)?
         } else {
             // SAFETY: As in `prepare()`.
             let source = unsafe { ReqBvecs::new(rq) };

@@ -623,7 +623,8 @@ impl Source for ReqBvecs<'_> {
 #[cfg(CONFIG_BLOCK)]
 pub struct PhysReqBvecs<'r> {
     request: &'r Request,
-    pieces: Merge<PhysReqIter<'r>>,
+    /// Begun when it is needed: most requests are one piece.
+    pieces: Option<Merge<PhysReqIter<'r>>>,
 }
 
 #[cfg(CONFIG_BLOCK)]
@@ -636,8 +637,14 @@ impl Iterator for PhysReqIter<'_> {
     #[inline]
     fn next(&mut self) -> Option<PhysBvec> {
         let (phys, len) = self.0.next()?;
-        Some(PhysBvec::new(phys, len)?.with_kind(BvecKind::Provider))
+        of_provider(phys, len)
     }
+}
+
+#[cfg(CONFIG_BLOCK)]
+#[inline]
+fn of_provider(phys: PhysAddr, len: u32) -> Option<PhysBvec> {
+    Some(PhysBvec::new(phys, len)?.with_kind(BvecKind::Provider))
 }
 
 #[cfg(CONFIG_BLOCK)]
@@ -645,9 +652,9 @@ impl<'r> PhysReqBvecs<'r> {
     /// The data of `request`; [`None`], if it has pages.
     #[inline]
     pub fn new(request: &'r Request) -> Option<Self> {
-        request.is_phys().then(|| Self {
+        request.is_phys().then_some(Self {
             request,
-            pieces: Merge::new(PhysReqIter(request.bvecs())),
+            pieces: None,
         })
     }
 }
@@ -672,21 +679,21 @@ impl Source for PhysReqBvecs<'_> {
 
     #[inline]
     fn next(&mut self) -> Option<PhysBvec> {
-        self.pieces.next()
+        let request = self.request;
+        self.pieces
+            .get_or_insert_with(|| Merge::new(PhysReqIter(request.bvecs())))
+            .next()
     }
 
     #[inline]
     fn rewind(&mut self) {
-        self.pieces = Merge::new(PhysReqIter(self.request.bvecs()));
+        self.pieces = None;
     }
 
     #[inline]
     fn only(&self) -> Option<PhysBvec> {
-        let (phys, len) = self.request.bvecs().next()?;
-        if len != self.request.bytes() {
-            return None;
-        }
-        Some(PhysBvec::new(phys, len)?.with_kind(BvecKind::Provider))
+        let (phys, len) = self.request.only_bvec()?;
+        of_provider(phys, len)
     }
 }
 
