@@ -192,9 +192,11 @@ def instruction_rows():
                       "$disk/queue/scheduler; done")
                 for size, depth, count in READS:
                     taken = Ratios()
-                    disks = ",".join(f"/dev/{stack.disks[0]}" for stack in stacks)
-                    for _ in range(PAIRS):
-                        taken.add(*rates(vm, "mapped", disks, count, depth, size, "instructions"))
+                    for pair in in_turn(stacks):
+                        disks = ",".join(f"/dev/{stack.disks[0]}" for stack in pair)
+                        took = rates(vm, "mapped", disks, count, depth, size, "instructions")
+                        measured = dict(zip((stack.name for stack in pair), took))
+                        taken.add(measured["rnvme"], measured["nvme"])
                     rows.append(taken.row("instructions of an I/O",
                                           f"read of {size >> 10} KiB, {depth} at a time",
                                           f"iommu={mode}, {scheduler}", "instructions", False))

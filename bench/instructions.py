@@ -158,7 +158,7 @@ def windows() -> list[dict]:
                 "area": "windows", "name": name, "config": config,
                 "physdma": cost, "peer": closed[name], "peer_name": "without physdma.ko",
                 "unit": "instructions", "ratio": round(cost / closed[name], 2),
-                "goal": None if opening else 1.0,
+                "goal": None if opening else 1.0, "behind": cost > closed[name],
             })
             print(f"{name:34}{config:40}{cost:>9}{closed[name]:>9}{cost / closed[name]:>8.2f}",
                   flush=True)

@@ -130,7 +130,7 @@ impl<'a, R: Regs> Hw<'a, R> {
                 }
                 // The device would refuse it too, or should.
                 if own && others {
-                    return Err(EINVAL);
+                    return Err(EXDEV);
                 }
             }
             Ok(segment.map(|segment| (segment.dma, segment.len)))
@@ -155,8 +155,10 @@ impl<'a, R: Regs> Hw<'a, R> {
     pub(crate) fn mapping_failed(&self, e: Error) -> Status {
         let (why, status) = match e {
             ENOMEM | EAGAIN => return Status::RESOURCE,
-            // Memory of a device that this one does not reach; why, is in the log.
+            // Memory of a device that this one does not reach; why, is in the log. Or more segments
+            // than the queue's limits allow.
             EINVAL => return Status::INVAL,
+            EXDEV => ("its memory is this controller's, and other memory", Status::INVAL),
             ENODEV => ("its memory is being taken away", Status::OFFLINE),
             EFAULT => ("its memory is no provider's any more", Status::IOERR),
             _ => ("the kernel does not map its memory", Status::IOERR),

@@ -240,8 +240,12 @@ impl<'a, B: Backend> Client<'a, B> {
         })
     }
 
-    /// What there is between the client and `provider`. May sleep.
+    /// What there is between the client and `provider`; [`None`], if its memory is going: it may
+    /// have the attachment still of who had this number before. May sleep.
     pub(super) fn attachment(&self, provider: &Provider) -> Option<Arc<Attached>> {
+        if provider.is_revoked() {
+            return None;
+        }
         provider.0.attachment_of(Some(self.id))
     }
 
@@ -260,8 +264,8 @@ impl<'a, B: Backend> Client<'a, B> {
     /// Why there is none.
     pub fn route(&self, provider: &Provider) -> Result<Route, Refused> {
         match self.attachment(provider) {
-            Some(attachment) if !provider.is_revoked() => attachment.route.map(|(route, _)| route),
-            _ => Err(Refused::Revoked),
+            Some(attachment) => attachment.route.map(|(route, _)| route),
+            None => Err(Refused::Revoked),
         }
     }
 

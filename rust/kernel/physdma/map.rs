@@ -9,8 +9,8 @@
 //! - memory that is one piece is mapped by itself (`dma_map_phys()`), which is cheapest everywhere;
 //! - several pieces become one range of IOVA space where the device is behind an IOMMU and the
 //!   pieces fit its granule ([`IovaSpace`]);
-//! - else each piece is mapped by itself, all but the first when the driver comes to it, and
-//!   remembered if it will have to be unmapped.
+//! - else each piece is mapped by itself when the driver comes to it (but the first at once, where
+//!   all are of one kind), and remembered if it will have to be unmapped.
 //!
 //! The driver turns the [`Segments`] straight into its own descriptors: there is no scatterlist
 //! and no array in between. What must be undone lives in a [`Mapping`], which the driver keeps in
@@ -128,7 +128,7 @@ impl<'a, B: Backend> Client<'a, B> {
 /// The segments of a request that is being mapped.
 ///
 /// Where pieces are mapped one by one, that happens when [`next()`](Self::next) comes to them; with
-/// the first it has happened.
+/// the first it has happened, where all are of one kind.
 ///
 /// # Examples
 ///

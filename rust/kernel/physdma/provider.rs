@@ -185,7 +185,7 @@ impl Inner {
     /// Client number `id` is going, or the provider is: nothing is mapped any more. The registry's
     /// lock is held, or the provider is not in the registry any more.
     ///
-    /// Dropping what is returned waits, so it is done without the lock.
+    /// Dropping what is returned waits: without the lock, unless a client could not be made.
     pub(super) fn detach(&self, id: usize) -> Option<Arc<Attached>> {
         self.attachments.remove(id)
     }
@@ -204,9 +204,9 @@ impl Inner {
         // SAFETY: `this` is borrowed for as long.
         let this = unsafe { &*core::ptr::from_ref(&*this) };
         // SAFETY: What was stored and removed of the number was so before there was the client,
-        // with the registry locked, or before the provider could be found. It is removed when the
-        // client goes, which it does not by the safety requirements; or a grace period after the
-        // provider was revoked.
+        // with the registry locked, or before the provider could be found; or the provider could
+        // not be found any more then. It is removed when the client goes, which it does not by the
+        // safety requirements; or a grace period after the provider was revoked.
         unsafe { this.attachments.load(id, guard) }
     }
 
