@@ -286,25 +286,26 @@ impl<'a, R: Regs + 'a> Ops<'a, R> {
         let bytes = rq.sectors() << SECTOR_SHIFT;
         let (rq, data) = rq.split();
         let mapped = if let Some(source) = PhysReqBvecs::new(rq) {
-            Self::map_phys(hw, data, &source, dir)
+            // What is taken out of the result here leaves that of the usual case in registers.
+            Self::map_phys(hw, data, &source, dir).map_err(|e| hw.mapping_failed(e))?
         } else {
             // SAFETY: A request that was mapped is unmapped before it is ended: when it is answered,
             // by `give_up()`, or by `refused()`. The device writes to one that reads, by `dir`.
             let source = unsafe { ReqBvecs::new(rq) };
-            hw.client.map_one(&mut data.mapping, &source, dir)
+            let mapped = hw.client.map_one(&mut data.mapping, &source, dir);
+            mapped.map_err(|e| hw.mapping_failed(e))?
         };
 
         match mapped {
-            Ok(Some(only)) if only.len != bytes => {
+            Some(only) if only.len != bytes => {
                 hw.malformed(Fault::Length);
                 Err(Status::IOERR)
             }
-            Ok(Some(only)) => Ok(match hw.one_segment(only.dma, bytes) {
+            Some(only) => Ok(match hw.one_segment(only.dma, bytes) {
                 Some(data) => Quick::Command(command.with_data(data), Moved::one(only)),
                 None => Quick::Slow(Some(only)),
             }),
-            Ok(None) => Ok(Quick::Slow(None)),
-            Err(e) => Err(hw.mapping_failed(e)),
+            None => Ok(Quick::Slow(None)),
         }
     }
 
