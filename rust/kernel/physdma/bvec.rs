@@ -269,7 +269,7 @@ pub(super) const fn wide(phys: PhysAddr) -> u64 {
 /// };
 /// assert_eq!(limits.room(0x1_0000), 0xfff0);
 /// assert_eq!(limits.room(0x1_f000), 0x1000);
-/// assert!(limits.may_cut(0x1000));
+/// assert_eq!(limits.whole(), 0);
 /// ```
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
@@ -283,10 +283,15 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// Whether a segment of `len` bytes might have to be cut, wherever it is.
+    /// The most bytes of a piece that need not be cut, wherever it is; zero where there is a
+    /// boundary.
     #[inline]
-    pub const fn may_cut(&self, len: u32) -> bool {
-        len > self.max_segment_bytes || self.boundary_mask != u64::MAX
+    pub const fn whole(&self) -> u32 {
+        if self.boundary_mask == u64::MAX {
+            self.max_segment_bytes
+        } else {
+            0
+        }
     }
 
     /// The most bytes that a segment may have that starts at `addr`; never zero.

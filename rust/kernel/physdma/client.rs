@@ -78,6 +78,8 @@ pub struct Client<'a, B: Backend = Dma<'a>> {
     /// These do not change while a driver is bound.
     pub(super) merge_boundary: u64,
     pub(super) max_bytes: usize,
+    /// The most bytes of a piece that can be mapped at once, and are one segment wherever it is.
+    pub(super) max_whole: usize,
     pub(super) coherent: bool,
     pub(super) spill: Spill,
     /// What has been mapped for longer than a request, and the registry.
@@ -232,6 +234,7 @@ impl<'a, B: Backend> Client<'a, B> {
             limits,
             merge_boundary: backend.merge_boundary(),
             max_bytes,
+            max_whole: max_bytes.min(limits.whole() as usize),
             spill: Spill::new(limits.max_segments)?,
             coherent: backend.coherent(),
             dependents: Dependents::new(&backend, member)?,

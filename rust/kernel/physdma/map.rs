@@ -220,10 +220,10 @@ impl<'c, S: Source, B: Backend> Segments<'_, 'c, S, B> {
     #[inline]
     fn map_all(&mut self) -> Result {
         // The usual case.
-        let any = |_| true;
+        let max = self.client.max_bytes;
         if let Some(one) = self
             .client
-            .map_only(self.slot, &self.source, self.dir, any)?
+            .map_only(self.slot, &self.source, self.dir, max)?
         {
             self.dma = one.dma;
             self.left = one.len as usize;

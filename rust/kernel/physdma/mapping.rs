@@ -160,6 +160,27 @@ impl<'c, B: Backend> Mapping<'c, B> {
 
     fn undo(&mut self) {
         trace::unmap(self);
+        // What most requests are: nothing is to be done when that is unmapped.
+        if self.live.is_none() && self.notes.is_none() {
+            if let State::Single {
+                backend,
+                dma,
+                len,
+                dir,
+                memory,
+            } = self.state
+            {
+                self.state = State::Idle;
+                // SAFETY: This is what `Client::map_alone` mapped, and it was forgotten.
+                unsafe { backend.unmap_phys(dma, len as usize, dir, memory) };
+                return;
+            }
+        }
+        self.undo_all();
+    }
+
+    #[inline(never)] // It needs more registers.
+    fn undo_all(&mut self) {
         match &self.state {
             State::Idle | State::Noted => (),
             // Dropped below.

@@ -31,6 +31,7 @@ use crate::{
     },
     prelude::*, //
 };
+use core::mem;
 
 /// A piece that was mapped by itself, or need not be mapped.
 pub(super) struct One {
@@ -99,9 +100,8 @@ impl<'c, B: Backend> Client<'c, B> {
     ) -> Result<Option<Segment>> {
         slot.unmap();
 
-        let only = |only: PhysBvec| !self.limits.may_cut(only.len());
         let Some(one) = self
-            .map_only(slot, source, dir, only)
+            .map_only(slot, source, dir, self.max_whole)
             .map_err(failures::count)?
         else {
             slot.unmap();
@@ -121,20 +121,21 @@ impl<'c, B: Backend> Client<'c, B> {
         }))
     }
 
-    /// Maps all of `source`, if it is one piece that `fits`. [`None`]: it is not, or not all of one
-    /// kind; what it begins with may be kept. Nothing is mapped in `slot`.
+    /// Maps all of `source`, if it is one piece of at most `max` bytes, which is not more than can be
+    /// mapped at once. [`None`]: it is not, or not all of one kind; what it begins with may be kept.
+    /// Nothing is mapped in `slot`.
     #[inline(always)] // What it returns stays in registers.
     pub(super) fn map_only<S: Source>(
         &'c self,
         slot: &mut Mapping<'c, B>,
         source: &S,
         dir: DataDirection,
-        fits: impl FnOnce(PhysBvec) -> bool,
+        max: usize,
     ) -> Result<Option<One>> {
-        let Some(only) = source.only().filter(|&only| fits(only)) else {
+        let Some(only) = source.only().filter(|only| only.len() as usize <= max) else {
             return Ok(None);
         };
-        if only.len() as usize > self.max_bytes || dir == DataDirection::None {
+        if dir == DataDirection::None {
             return Err(EINVAL);
         }
         // Known when it is compiled, for most sources.
@@ -194,13 +195,15 @@ impl<'c, B: Backend> Client<'c, B> {
         // SAFETY: By the safety requirements.
         let dma = unsafe { backend.map_phys(piece.phys(), len as usize, dir, memory) }
             .inspect_err(|_| slot.unmap())?;
-        slot.state = State::Single {
+        let state = State::Single {
             backend,
             dma,
             len,
             dir,
             memory,
         };
+        // There is nothing in it that would have to be dropped, which need not be found out.
+        mem::forget(mem::replace(&mut slot.state, state));
         Ok(One { dma, len, run })
     }
 }
