@@ -158,7 +158,7 @@ impl<'a, R: Regs> Hw<'a, R> {
             // Memory of a device that this one does not reach; why, is in the log. Or more segments
             // than the queue's limits allow.
             EINVAL => return Status::INVAL,
-            EXDEV => ("its memory is this controller's, and other memory", Status::INVAL),
+            EXDEV => ("its memory is this controller's and others'", Status::INVAL),
             ENODEV => ("its memory is being taken away", Status::OFFLINE),
             EFAULT => ("its memory is no provider's any more", Status::IOERR),
             _ => ("the kernel does not map its memory", Status::IOERR),
