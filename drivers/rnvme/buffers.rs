@@ -19,8 +19,7 @@ use kernel::{
         Pinned,
         Premapped,
         PremappedSlice,
-        Provider,
-        Refused, //
+        Provider, //
     },
     prelude::*,
     security::{
@@ -79,11 +78,13 @@ fn map<'a>(client: &'a Client<'a>, memory: Memory) -> Result<Premapped<'a>> {
         } => {
             locked_down(Lockdown::PciAccess)?;
             let (provider, offset) = find(address, bar, offset, bytes)?;
-            client.route(&provider).map_err(|refused| match refused {
-                Refused::Revoked => ENODEV,
-                _ => EHOSTUNREACH,
-            })?;
-            client.premap_provider(&provider, offset, bytes, DataDirection::Bidirectional)
+            client
+                .premap_provider(&provider, offset, bytes, DataDirection::Bidirectional)
+                .map_err(|e| match client.route(&provider) {
+                    // The log has why, and the layer has counted it.
+                    Err(_) if e == EINVAL => EHOSTUNREACH,
+                    _ => e,
+                })
         }
         Memory::User { address, bytes } => {
             let address = usize::try_from(address).map_err(|_| EFAULT)?;

@@ -42,7 +42,9 @@ if grep -q physdma.shell /proc/cmdline; then
 		needs nvme-core. For example:
 
 		    insmod /modules/rnvme.ko && lsblk
-		    insmod /modules/physdma.ko && ls /sys/kernel/debug/physdma
+		    insmod /modules/physdma.ko; insmod /modules/physdma_ivshmem.ko
+		    physdmactl providers; physdmactl routes
+		    p2pcp -v -s 8M /dev/rnvme0n1 0000:03:00.0/2 /dev/rnvme1n1
 
 		exit or Ctrl-A x ends the machine.
 

@@ -13,6 +13,7 @@ import os
 import re
 import time
 
+from harness.operator import failures, rows
 from harness.topology import Ivshmem, Machine, Ssd
 
 MACHINES = {
@@ -209,10 +210,15 @@ def no_pages(t, s):
 
 def refused(t, s):
     with t.case("why there is no route"):
+        before = failures(t)["EINVAL"]
         said = t.vm.sh(f"p2pcp -s 1M {s.disks[0]} {s.provider}/2 {s.disks[1]} 2>&1", check=False)
         assert said.count("refused: host bridge 8086:29c0 is not on the kernel's list") == 2, said
         assert "has no way to that memory" in said, said
         assert s.attempt(s.buf()) == ["EHOSTUNREACH"]
+        # An operator sees both attempts, though there was no request.
+        assert sum(counts[2] for _, counts, _ in rows(t).values()) == 2, rows(t)
+        assert failures(t)["EINVAL"] == before + 2, failures(t)
+        assert t.vm.log().count(f"no DMA to memory of {s.provider}: host bridge 8086:29c0") == 1
         # The program's own memory is reached.
         assert s.attempt("user,length=4096", io(), io(command="cmd")) == ["1", "0", "0"]
 
