@@ -270,6 +270,12 @@ pub(super) const fn wide(phys: PhysAddr) -> u64 {
 /// assert_eq!(limits.room(0x1_0000), 0xfff0);
 /// assert_eq!(limits.room(0x1_f000), 0x1000);
 /// assert_eq!(limits.whole(), 0);
+///
+/// let anywhere = Limits {
+///     boundary_mask: u64::MAX,
+///     ..limits
+/// };
+/// assert_eq!(anywhere.whole(), 0xfff0);
 /// ```
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
@@ -283,8 +289,8 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// The most bytes of a piece that need not be cut, wherever it is; zero where there is a
-    /// boundary.
+    /// The most bytes of a piece that is not cut, wherever it is; zero where that depends on the
+    /// piece, as it does where there is a boundary.
     #[inline]
     pub const fn whole(&self) -> u32 {
         if self.boundary_mask == u64::MAX {

@@ -56,8 +56,8 @@ impl<'c, B: Backend> Client<'c, B> {
     ///
     /// It is the short way for what most requests of most drivers are, and does for them what
     /// [`Client::map`] does. Where it cannot be known at once that the memory is one piece, or all
-    /// of one kind, or where the client's limits might cut it, it returns [`None`] with nothing
-    /// mapped: then [`Client::map`] is to be asked.
+    /// of one kind, or where the client's limits might cut it or not allow it at all, it returns
+    /// [`None`] with nothing mapped: then [`Client::map`] is to be asked.
     ///
     /// May be called in atomic context. Nothing is allocated.
     ///

@@ -118,6 +118,36 @@ fn left_alone(bed: Bed<'_>) -> Result {
     Ok(())
 }
 
+/// Neither maps more than can be mapped at once.
+fn longest(bed: Bed<'_>) -> Result {
+    const MAX: u32 = 0x1000;
+    for recorder in [Recorder::new(), Recorder::direct()] {
+        recorder.max_bytes.set(MAX as usize);
+        let client = client(&recorder, LIMITS)?;
+        let mut slot = Mapping::default();
+
+        let list = [at(&bed.bridge, 0, (MAX + 1).into())?];
+        check_eq!(
+            client.map_one(&mut slot, &Raw::new(&list)?, FromDevice),
+            Ok(None)
+        );
+        check_eq!(
+            map(&client, &mut slot, Raw::new(&list)?).err(),
+            Some(EINVAL)
+        );
+        check!(recorder.called(&[]));
+
+        let list = [at(&bed.bridge, 0, MAX.into())?];
+        let only = client.map_one(&mut slot, &Raw::new(&list)?, FromDevice)?;
+        check_eq!(only.map(|segment| segment.len), Some(MAX));
+        let (segments, _) = map(&client, &mut slot, Raw::new(&list)?)?;
+        check_eq!(segments.first(), only.as_ref());
+        slot.unmap();
+        check!(recorder.clean());
+    }
+    Ok(())
+}
+
 /// Why `Client::map()` would fail.
 fn same_errors(bed: Bed<'_>) -> Result {
     let recorder = Recorder::new();
@@ -184,6 +214,11 @@ mod tests {
     #[test]
     fn what_it_leaves_to_map() -> Result {
         on_bed(left_alone)
+    }
+
+    #[test]
+    fn no_more_than_can_be_mapped() -> Result {
+        on_bed(longest)
     }
 
     #[test]

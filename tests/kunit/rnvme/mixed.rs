@@ -126,6 +126,9 @@ fn run(dev: &pci::Device<Core<'_>>) -> Result {
         check!(command(&driver, &[own, ram])? == expected);
         check!(command(&driver, &[ram, own])? == expected);
         check!(command(&driver, &[ram, own, ram])? == expected);
+        // Each is in the log's count. To ask is to count, too.
+        let next = if mixes { 1 } else { 4 };
+        check!(driver.nvme.ctrl.unmapped.count() == Some(next));
         check!(command(&driver, &[Part::Provider(&gone)])? == Status::IOERR);
         // What is refused does not reach the controller.
         let sent = fake.counts().writes;
