@@ -13,11 +13,31 @@
 #include <linux/dma-direction.h>
 #include <linux/tracepoint.h>
 
+/* How a request is mapped. */
+#ifndef _TRACE_PHYSDMA_ENUMS
+#define _TRACE_PHYSDMA_ENUMS
+enum physdma_path {
+	PHYSDMA_SINGLE,
+	PHYSDMA_IOVA,
+	PHYSDMA_DIRECT,
+	PHYSDMA_BUS,
+	PHYSDMA_INTERNAL,
+	PHYSDMA_MIXED,
+};
+#endif
+
 /* The fields have C's own types, which tools know without a kernel's BTF. */
 
 TRACE_DEFINE_ENUM(DMA_BIDIRECTIONAL);
 TRACE_DEFINE_ENUM(DMA_TO_DEVICE);
 TRACE_DEFINE_ENUM(DMA_FROM_DEVICE);
+
+TRACE_DEFINE_ENUM(PHYSDMA_SINGLE);
+TRACE_DEFINE_ENUM(PHYSDMA_IOVA);
+TRACE_DEFINE_ENUM(PHYSDMA_DIRECT);
+TRACE_DEFINE_ENUM(PHYSDMA_BUS);
+TRACE_DEFINE_ENUM(PHYSDMA_INTERNAL);
+TRACE_DEFINE_ENUM(PHYSDMA_MIXED);
 
 #define show_physdma_dir(dir)						\
 	__print_symbolic(dir,						\
@@ -25,15 +45,14 @@ TRACE_DEFINE_ENUM(DMA_FROM_DEVICE);
 			 { DMA_TO_DEVICE, "to" },			\
 			 { DMA_FROM_DEVICE, "from" })
 
-/* As tell::map() in rust/kernel/physdma/trace.rs */
 #define show_physdma_path(path)						\
 	__print_symbolic(path,						\
-			 { 0, "single" },				\
-			 { 1, "iova" },					\
-			 { 2, "direct" },				\
-			 { 3, "bus" },					\
-			 { 4, "internal" },				\
-			 { 5, "mixed" })
+			 { PHYSDMA_SINGLE, "single" },			\
+			 { PHYSDMA_IOVA, "iova" },			\
+			 { PHYSDMA_DIRECT, "direct" },			\
+			 { PHYSDMA_BUS, "bus" },			\
+			 { PHYSDMA_INTERNAL, "internal" },		\
+			 { PHYSDMA_MIXED, "mixed" })
 
 TRACE_EVENT(physdma_map,
 	TP_PROTO(struct device *dev, void *mapping, u64 bytes, u32 dir, u32 path),

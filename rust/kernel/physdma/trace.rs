@@ -114,14 +114,13 @@ mod tell {
         dir: DataDirection,
         path: Path,
     ) {
-        // As `show_physdma_path()` of the header has it.
         let path = match path {
-            Path::Single => 0,
-            Path::Iova => 1,
-            Path::Direct => 2,
-            Path::Bus => 3,
-            Path::Internal => 4,
-            Path::Mixed => 5,
+            Path::Single => bindings::physdma_path_PHYSDMA_SINGLE,
+            Path::Iova => bindings::physdma_path_PHYSDMA_IOVA,
+            Path::Direct => bindings::physdma_path_PHYSDMA_DIRECT,
+            Path::Bus => bindings::physdma_path_PHYSDMA_BUS,
+            Path::Internal => bindings::physdma_path_PHYSDMA_INTERNAL,
+            Path::Mixed => bindings::physdma_path_PHYSDMA_MIXED,
         };
         // SAFETY: It is a device; the rest are numbers. CAST: One of four.
         unsafe {
