@@ -5,8 +5,8 @@
 //! - `providers`: whose memory is open to other devices, how many requests and mappings for the CPU
 //!   have it now, so that it cannot be revoked, and who wants to know when it goes;
 //! - `routes`: for each of them and each client, how the one reaches the other, or why it does not,
-//!   before anybody tries; how many requests did, and how many were refused;
-//! - `errors`: how many requests could not be mapped, by errno.
+//!   before anybody tries; how many requests and buffers did, and how many were refused;
+//! - `errors`: how many of them could not be mapped, by errno.
 //!
 //! Reading costs; what is read costs nothing.
 

@@ -80,10 +80,13 @@ fn map<'a>(client: &'a Client<'a>, memory: Memory) -> Result<Premapped<'a>> {
             let (provider, offset) = find(address, bar, offset, bytes)?;
             client
                 .premap_provider(&provider, offset, bytes, DataDirection::Bidirectional)
-                .map_err(|e| match client.route(&provider) {
-                    // The log has why, and the layer has counted it.
-                    Err(_) if e == EINVAL => EHOSTUNREACH,
-                    _ => e,
+                .map_err(|e| {
+                    // The layer has counted it, and the log has why since the first time.
+                    if e == EINVAL && client.route(&provider).is_err() {
+                        EHOSTUNREACH
+                    } else {
+                        e
+                    }
                 })
         }
         Memory::User { address, bytes } => {

@@ -102,8 +102,8 @@
  * ENXIO	no driver has opened all of that range of that BAR; or it has, but
  *		hands out the memory by its pages, as the C driver nvme does
  * ENODEV	the provider is going away
- * EHOSTUNREACH	the controller has no way to that memory; why, is in
- *		/sys/kernel/debug/physdma/routes, if the kernel has it
+ * EHOSTUNREACH	the controller has no way to that memory; why, the log says the
+ *		first time, and /sys/kernel/debug/physdma/routes, if it is there
  * EPERM	the kernel is locked down
  * EFAULT	not all of the program's memory is there and can be written, or
  *		it is nothing that other devices can reach

@@ -35,7 +35,7 @@ pub(super) struct Attachment {
     pub(super) client: Arc<dyn Topology>,
     /// The route, and its length in hops.
     pub(super) route: Result<(Route, u32), Refused>,
-    /// Requests that were refused because there is no route.
+    /// Requests, or buffers to be premapped, that were refused because there is no route.
     refused: Atomic<u64>,
     /// Live references that were taken, and that were given back.
     taken: Counter,
@@ -66,7 +66,7 @@ impl Attachment {
         self.given.inc();
     }
 
-    /// Counts a request that was refused; the first time, the log says why there is no route.
+    /// Counts what was refused; the first time, the log says why there is no route.
     #[cold]
     pub(super) fn refuse(&self, memory: &BarRange) {
         let Err(refused) = self.route else {
@@ -186,7 +186,7 @@ pub struct Traffic<'a> {
     pub mapped: u64,
     /// Those of them that have it now. While it changes, this is about right.
     pub in_flight: u64,
-    /// Requests that were refused because there is no route.
+    /// Requests, or buffers to be premapped, that were refused because there is no route.
     pub refused: u64,
 }
 
