@@ -292,8 +292,15 @@ static int compare_ways(struct bench *b, struct request *rq, const char *name, c
 		       trials[1].segs, theirs->name);
 		return -EINVAL;
 	}
-	for (i = 1; i >= 0; i--)
+	for (i = 1; i >= 0; i--) {
 		costs[i] = measure(ROUNDS, map_unmap, &trials[i]);
+		/* To fail is cheap. */
+		if (trials[i].bytes != blk_rq_payload_bytes(rq)) {
+			pr_err("%s, %s: %s maps the request no more\n", name, what,
+			       trials[i].way->name);
+			return -EIO;
+		}
+	}
 	pr_info("row|%s|%s|%llu|%llu|%u|%s|%llu|%llu|%u\n", name, what, costs[0].median,
 		costs[0].spread, trials[0].segs, theirs->name, costs[1].median,
 		costs[1].spread, trials[1].segs);

@@ -63,8 +63,12 @@ static u64 rate(struct worker *workers, int nr)
 	for (i = 0; i < nr; i++)
 		kthread_stop(workers[i].task);
 	ns = ktime_get_ns() - start;
-	for (i = 0; i < nr; i++)
+	for (i = 0; i < nr; i++) {
+		/* To fail is quick. */
+		if (workers[i].trial.bytes != blk_rq_payload_bytes(workers[i].trial.rq))
+			return 0;
 		done += workers[i].done;
+	}
 	return mul_u64_u64_div_u64(done, NSEC_PER_SEC, ns);
 }
 

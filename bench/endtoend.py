@@ -91,7 +91,7 @@ class Stack:
     def copy(self, first):
         """MiB a second from disk to disk, by bios, by way of memory of another device."""
         said = self.vm.sh(
-            f"read -r a rest < /proc/uptime; echo copy /dev/{self.disks[0]} /dev/{self.disks[1]} "
+            f"set -e; read -r a rest < /proc/uptime; echo copy /dev/{self.disks[0]} /dev/{self.disks[1]} "
             f"{COPY_MB * MB} {first:#x}:{4 * MB} 65536 1 | dd of={IO} bs=4k status=none; "
             "read -r b rest < /proc/uptime; echo $a $b", limit=60)
         begin, end = (float(word) for word in said.split())
@@ -136,9 +136,10 @@ class Ratios:
             "physdma": round(median(ours for ours, _ in self.pairs), 2),
             "peer": round(median(theirs for _, theirs in self.pairs), 2),
             "peer_name": "C nvme", "unit": unit, "ratio": round(ratio, 3), "goal": 1.0,
-            "spread": round(high - low, 3), "pairs": len(self.pairs), "behind": behind > doubt,
+            "spread": round(high - low, 3), "doubt": round(doubt, 3), "pairs": len(self.pairs),
+            "missed": behind > doubt,
         }
-        missed = " missed" if behind > doubt else ""
+        missed = " missed" if row["missed"] else ""
         print(f"{name:34}{config:40}{row['physdma']:>9.0f}{row['peer']:>9.0f}{ratio:>8.2f}"
               f"{high - low:>6.2f}{missed:8} {unit}", flush=True)
         return row
@@ -224,6 +225,8 @@ def premapped_rows():
                 taken.add(measured["rnvme"], measured["nvme"])
             rows.append(taken.row("end to end", "randread 4k, depth 32, premapped",
                                   f"iommu={mode}, 2 CPUs", "IOPS", True))
+            if vm.reports():
+                sys.exit(f"bench: reading failed, see {vm.console}")
     return rows
 
 
@@ -248,6 +251,8 @@ def p2p_rows():
                 taken.add(measured["rnvme"], measured["nvme"])
             rows.append(taken.row("end to end", "copy by bios of 64K, peer-to-peer",
                                   f"iommu={settings['iommu']}, {name}", "MiB/s", True))
+            if vm.reports():
+                sys.exit(f"bench: copying failed, see {vm.console}")
     return rows
 
 

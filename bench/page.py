@@ -114,7 +114,7 @@ plot $data using 1:2 with linespoints lw 2 pt 7 title '{ours}', \\
      '' using 1:3 with linespoints lw 2 pt 7 title '{theirs}'""", data)
 
 
-def table(rows, missed):
+def table(rows):
     lines = ["<tr><th>what</th><th>where</th><th>ours</th><th>theirs</th><th>ratio</th>"
              "<th>goal</th><th>spread</th><th>unit</th></tr>"]
     for row in rows:
@@ -122,12 +122,12 @@ def table(rows, missed):
                  row.get("goal"), row.get("spread"), row["unit"]]
         words = ["" if cell is None else cell if isinstance(cell, str) else f"{cell:,}"
                  for cell in cells]
-        lines.append(f"<tr{' class=missed' if missed(row) else ''}>" +
+        lines.append(f"<tr{' class=missed' if row.get('missed') else ''}>" +
                      "".join(f"<td>{html.escape(word)}</td>" for word in words) + "</tr>")
     return "<table>" + "\n".join(lines) + "</table>"
 
 
-def write(rows, path, missed):
+def write(rows, path):
     areas = defaultdict(list)
     for row in rows:
         areas[row["area"]].append(row)
@@ -136,8 +136,8 @@ def write(rows, path, missed):
         drawn = look_ups(found) if area == "look-up" else growth(found) if area == "growth" else \
             bars([row for row in found if row["ratio"] is not None]) if area != "bytes" else ""
         parts.append(f"<h2>{html.escape(area)}</h2><p>{html.escape(MEANINGS[area])}</p>{drawn}"
-                     f"{table(found, missed)}")
-    count = sum(missed(row) for row in rows)
+                     f"{table(found)}")
+    count = sum(row.get("missed", False) for row in rows)
     path.write_text(f"""<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><title>physdma: measured beside the C stack</title>
 <style>{STYLE}</style></head><body>

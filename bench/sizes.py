@@ -19,12 +19,12 @@ MOST_STATE = 64
 
 
 def show(found, area, name, config, ours, theirs, peer, unit, goal=None):
+    missed = goal is not None and ours > goal
     found.append({"area": area, "name": name, "config": config, "physdma": ours, "peer": theirs,
-                  "peer_name": peer, "unit": unit, "goal": goal,
+                  "peer_name": peer, "unit": unit, "goal": goal, "missed": missed,
                   "ratio": round(ours / theirs, 5) if theirs else None})
-    missed = " missed" if goal is not None and ours > goal else ""
     print(f"{name:34}{config:40}{ours:>9}{theirs if theirs is not None else '-':>12}"
-          f"{'' if goal is None else goal:>9}{missed:8} {unit}", flush=True)
+          f"{'' if goal is None else goal:>9}{' missed' if missed else '':8} {unit}", flush=True)
 
 
 def requests(found):
