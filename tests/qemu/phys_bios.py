@@ -14,6 +14,7 @@ import random
 import re
 import time
 
+from harness.operator import rows
 from harness.topology import Ivshmem, Machine, Ssd
 from harness.vm import CommandError
 
@@ -150,13 +151,17 @@ def stacked(t, driver, disk, page):
 
 
 def refusals(t, driver, memory, other):
-    a, b, _, _, checked = t.machine.devices
+    a, b, large, _, checked = t.machine.devices
     disk = t.disk(a)
     sectors = int(t.vm.sh(f"cat /sys/block/{disk.removeprefix('/dev/')}/size"))
     page = memory.at(0, 4 * KB)
     stacked(t, driver, disk, page)
     with t.case(f"{driver}: forbidden uses"):
+        pair = t.machine.address(large), 2, t.machine.address(a)
+        before = rows(t)[pair][1][0]
         sends(t, f"read {disk} 0 {page}")
+        # Those of C drivers count, too.
+        assert rows(t)[pair][1] == [before + 1, 0, 0], rows(t)[pair]
         t.vm.sh(f"losetup /dev/loop0 {disk}")
         sends(t, f"read /dev/loop0 0 {page}", "Operation not supported")
         t.vm.sh("losetup -d /dev/loop0")

@@ -10,6 +10,7 @@ import json
 import re
 import time
 
+from harness import ROOT
 from harness.topology import Ivshmem, Machine, Ssd
 
 INTEL = "Skylake-Client-v1"
@@ -21,6 +22,7 @@ MODES = list(MACHINES)
 LIMIT = 180
 
 IO = "/sys/kernel/debug/physdma_bios/io"
+INSTANCE = "/sys/kernel/tracing/instances/physdmactl"
 MB = 1 << 20
 
 
@@ -44,6 +46,7 @@ class Session:
         assert [row["provider"] for row in listed] == [self.provider], listed
         self.first = int(listed[0]["first"], 0)
         assert listed[0]["bytes"] == 4 * MB and listed[0]["state"] == "open", listed
+        assert set(listed[0]) == documented("providers"), listed
 
     def ask(self, words):
         """What physdmactl says to a program: its exit code, and what it says."""
@@ -55,6 +58,11 @@ class Session:
         """What it says to a person."""
         return self.t.vm.sh(f"physdmactl {words}", check=False)
 
+    def fails(self, words, why):
+        """Whether it says that there is nothing to be said, and why."""
+        said, code = self.tell(f"{words} 2>&1; echo $?").strip().rsplit("\n", 1)
+        assert code == "2" and why in said and "Traceback" not in said, (words, code, said)
+
     def read(self):
         """Has the first SSD read a page into the memory."""
         return self.t.vm.sh(f"echo read {self.disks[0]} 0 {self.first:#x}:4096 | "
@@ -64,7 +72,7 @@ class Session:
         """The events while `command` is run."""
         self.t.vm.sh(f"physdmactl --json watch -n {count} > /tmp/events 2> /tmp/error & "
                      "for try in $(seq 100); do grep -qs 1 "
-                     "/sys/kernel/tracing/instances/physdmactl/events/physdma/enable && exit; "
+                     f"{INSTANCE}/events/physdma/enable && exit; "
                      "sleep 0.1; done; cat /tmp/error; exit 1")
         command()
         for _ in range(100):
@@ -74,9 +82,21 @@ class Session:
             time.sleep(0.1)
         events = [json.loads(line) for line in lines]
         assert len(events) == count, events
-        self.t.vm.sh("for try in $(seq 100); do [ ! -e "
-                     "/sys/kernel/tracing/instances/physdmactl ] && exit; sleep 0.1; done; exit 1")
+        self.gone()
+        for event in events:
+            assert set(event) == documented(event["event"]), event
         return events
+
+    def gone(self):
+        """Nobody watches any more."""
+        self.t.vm.sh(f"for try in $(seq 100); do [ ! -e {INSTANCE} ] && exit; sleep 0.1; done; exit 1")
+
+
+def documented(what):
+    """The keys that the operator's page says JSON has."""
+    page = (ROOT / "Documentation/physdma/operator.rst").read_text().split("For programs\n")[1]
+    row = re.search(rf"^[a-z:, ]*\b{what}\b[a-z, ]*(``.*\n(?: .*\n)*)", page, re.M)
+    return set(re.findall(r"``(\w+)``", row[1]))
 
 
 def run(t):
@@ -88,9 +108,25 @@ def run(t):
         said = s.tell("routes")
         assert said.count(s.provider) == 2 and "in flight" in said, said
         assert "EINVAL" in s.tell("errors")
-        assert "is no client" in s.tell(f"why 0000:00:00.0 {s.provider}")
-        assert "usage: physdmactl" in s.tell("nonsense 2>&1")
-        assert "is physdma.ko loaded" in s.tell("--debugfs /nowhere routes 2>&1")
+    with t.case("what cannot be answered"):
+        s.fails(f"why 0000:00:00.0 {s.provider}", "is no client")
+        s.fails("nonsense", "usage: physdmactl")
+        s.fails("top -n 0", "invalid count value")
+        for words in "routes", "errors":
+            s.fails(f"--debugfs /nowhere {words}", "is physdma.ko loaded")
+        s.fails("--debugfs /proc/version errors", "Not a directory")
+        s.fails("--tracefs /nowhere watch", "mount tracefs")
+        s.fails("--tracefs /proc/version watch", "Not a directory")
+        t.vm.sh(f"mkdir {INSTANCE}")
+        s.fails("watch", "another physdmactl is watching")
+        t.vm.sh(f"rmdir {INSTANCE}")
+    with t.case("whoever watches goes"):
+        for number in "TERM", "HUP", "INT":
+            t.vm.sh("python3 -c 'import signal, os; signal.signal(signal.SIGINT, "
+                    "signal.default_int_handler); os.execvp(\"physdmactl\", [\"physdmactl\", "
+                    "\"watch\"])' & for try in $(seq 100); do grep -qs 1 "
+                    f"{INSTANCE}/events/physdma/enable && break; sleep 0.1; done; kill -{number} $!")
+            s.gone()
     if t.mode == "refused":
         refused(t, s)
     else:
@@ -105,6 +141,7 @@ def peer_to_peer(t, s):
     with t.case("is it really peer-to-peer?"):
         code, (row,) = s.ask(f"why {s.clients[0]} {s.provider}")
         assert code == 0 and row["route"] == "bus address" and row["mapped"] == 0, row
+        assert set(row) == documented("routes"), row
         assert "directly, by the switch" in s.tell(f"why {s.clients[0]} {s.provider}/2")
         s.read()
         _, (row,) = s.ask(f"why {s.clients[0]} {s.provider}")
@@ -116,6 +153,7 @@ def peer_to_peer(t, s):
         t.vm.sh("kill $(cat /tmp/pid); while pgrep -x dd > /dev/null; do sleep 0.1; done")
         busy = {row["client"]: row["maps_per_s"] for row in listed}
         assert set(busy) == set(s.clients) and min(busy.values()) > 10, listed
+        assert all(set(row) - documented("routes") == documented("top") for row in listed), listed
         print(f"note    {t.suite}: physdmactl top saw {busy} requests a second")
 
 
@@ -136,12 +174,12 @@ def happens(t, s):
 
         mapped, unmapped, *ranges = s.watch(5, all_of_it)
         assert (mapped["event"], mapped["client"], mapped["bytes"], mapped["dir"],
-                mapped["path"]) == ("map", s.clients[0], "4096", "from", "bus"), mapped
+                mapped["path"]) == ("map", s.clients[0], 4096, "from", "bus"), mapped
         assert unmapped["event"] == "unmap" and unmapped["mapping"] == mapped["mapping"], unmapped
         assert [event["event"] for event in ranges] == ["revoke", "revoked", "register"], ranges
         for event in ranges:
             assert (event["provider"], event["bar"], int(event["first"], 0), event["pages"]) == \
-                (s.provider, "2", s.first, "no"), event
+                (s.provider, 2, s.first, False), event
         times = [event["time"] for event in (mapped, unmapped, *ranges)]
         assert times == sorted(times), times
     with t.case("RAM, too"):
@@ -175,10 +213,20 @@ def counters(t, s):
         t.vm.sh(f"{{ echo read {s.disks[0]} 0 {s.first:#x}:4096 | dd of={IO} status=none; "
                 "echo $? > /tmp/ended; } & sleep 0.5")
         assert provider() == (1, 0, 1, []), "nothing is withheld"
-        _, listed = s.ask(f"why {s.clients[0]} {s.provider}")
-        assert [row["in_flight"] for row in listed] == [1], listed
+        _, (row,) = s.ask(f"why {s.clients[0]} {s.provider}")
+        assert row["in_flight"] == 1, row
+        # Nor does its driver get it back.
+        t.vm.sh(f"echo {s.provider} > /sys/bus/pci/drivers/physdma_ivshmem/unbind & "
+                "for try in $(seq 100); do grep -q revoked /sys/kernel/debug/physdma/providers && "
+                "exit; sleep 0.1; done; exit 1")
+        said = s.tell(f"why {s.clients[0]} {s.provider}")
+        assert re.search(rf"the provider is gone\n.* 0 times so far\n +mapped {row['mapped']} times "
+                         "before, 1 in flight still", said), said
         t.vm.qmp("block_set_io_throttle", device="nvme0n1", bps=0, **limits)
         t.vm.sh("for try in $(seq 100); do [ -s /tmp/ended ] && exit; sleep 0.1; done; exit 1")
+        t.vm.sh("for try in $(seq 100); do echo "
+                f"{s.provider} > /sys/bus/pci/drivers/physdma_ivshmem/bind && exit; sleep 0.1; done; "
+                "exit 1")
         assert provider() == (0, 0, 0, []), provider()
 
 
@@ -195,4 +243,5 @@ def refused(t, s):
             ("refuse", s.clients[0], s.provider, reason), event
         assert "refused 1 times" in s.tell(f"why {s.clients[0]} {s.provider}")
         _, errors = s.ask("errors")
+        assert all(set(row) == documented("errors") for row in errors), errors
         assert {row["errno"]: row["times"] for row in errors}["EINVAL"] == 1, errors

@@ -56,6 +56,15 @@ DISABLED = "the kernel is built without CONFIG_PCI_P2PDMA"
 HIDDEN = "other devices cannot access the provider's BARs"
 
 
+# How often a suite sees which errno: between them, each is seen.
+SUITES = {
+    "physdma_one": {"EINVAL": 4, "EFAULT": 1, "ENOMEM": 1, "other": 1},
+    "physdma_mixed": {},
+    "physdma_premap": {},
+    "physdma_revoke": {},
+}
+
+
 def machine(mode):
     if mode in ("refusals", "disabled"):
         return Machine(iommu="off", devices=[Ivshmem(), Ivshmem(size_mb=4),
@@ -181,14 +190,8 @@ def operator(t, providers, edu, ssds, wide, narrow):
         before = failures(t)
         # Somebody tries: to fetch from the first provider, and from where there is nothing.
         for address in found[providers[0]][1], 0x1000:
-            t.vm.sh("echo 0 > /sys/bus/pci/drivers_autoprobe; rmmod physdma_edu")
-            t.vm.load("physdma_edu", f"from={address:#x}")
             refused = address == 0x1000 or is_refused(narrow)
-            try:
-                t.vm.sh(f"echo {edu} > /sys/bus/pci/drivers/physdma_edu/bind")
-                assert not refused, f"a transfer from {address:#x} was not refused"
-            except CommandError as error:
-                assert refused, error
+            assert fetches(t, edu, address) != refused, f"a transfer from {address:#x}"
             if not refused:
                 _, counts, _ = rows(t)[providers[0], 2, edu]
                 assert counts == [1, 0, 0], counts
@@ -203,6 +206,26 @@ def operator(t, providers, edu, ssds, wide, narrow):
         t.vm.unload("physdma")
 
 
+def fetches(t, edu, address, parameters=""):
+    """Whether a device may fetch from there, which it does when its driver binds."""
+    t.vm.sh("echo 0 > /sys/bus/pci/drivers_autoprobe; rmmod physdma_edu")
+    t.vm.load("physdma_edu", f"{parameters} from={address:#x}")
+    try:
+        t.vm.sh(f"echo {edu} > /sys/bus/pci/drivers/physdma_edu/bind")
+    except CommandError:
+        return False
+    return True
+
+
+def refuses(t, edu, provider, reason):
+    """Fails unless no transfer from its memory is begun, it is counted, and the log says why."""
+    first, = (int(line.split()[2], 0) for line in show(t, "providers") if line.startswith(provider))
+    before, at = failures(t), len(t.vm.log())
+    assert not fetches(t, edu, first, "dma_bits=32"), f"{edu} fetched from {provider}"
+    assert failures(t) == {**before, "EINVAL": before["EINVAL"] + 1}, failures(t)
+    assert f"no DMA to memory of {provider}: {reason}" in t.vm.log()[at:]
+
+
 def disabled(t):
     """On a kernel that allows no transfer between devices: `make test-configs` runs it."""
     first, second, edu = (t.machine.address(device) for device in t.machine.devices)
@@ -215,6 +238,7 @@ def disabled(t):
         assert ways == {(provider, 2, edu): f"refused: {DISABLED}"
                         for provider in (first, second)}, ways
         agrees(t)
+        refuses(t, edu, first, DISABLED)
         t.vm.unload("physdma_edu", "physdma_ivshmem", "physdma")
 
 
@@ -235,6 +259,7 @@ def refusals(t):
                         for client, reasons in clients.items()
                         for provider, why in zip((first, hidden), reasons)}, ways
         agrees(t)
+        refuses(t, edu, hidden, HIDDEN)
 
     with t.case("memory that nobody may open"):
         at = len(t.vm.log())
@@ -248,10 +273,14 @@ def refusals(t):
 
     with t.case("each errno"):
         t.vm.load("physdma_kunit")
-        for suite in "physdma_one", "physdma_mixed", "physdma_premap", "physdma_revoke":
+        before = failures(t)
+        for suite in SUITES:
             t.vm.sh(f"echo 1 > /sys/kernel/debug/kunit/{suite}/run")
+            times = failures(t)
+            added = {name: times[name] - before[name] for name in times
+                     if times[name] != before[name]}
+            assert added == SUITES[suite], (suite, added)
+            before = times
         t.vm.unload("physdma_kunit")
         agrees(t)
-        times = failures(t)
-        assert len(times) == 6 and all(times.values()), times
         t.vm.unload("physdma")
