@@ -214,6 +214,8 @@ def fetches(t, edu, address, parameters=""):
         t.vm.sh(f"echo {edu} > /sys/bus/pci/drivers/physdma_edu/bind")
     except CommandError:
         return False
+    finally:
+        t.vm.sh("echo 1 > /sys/bus/pci/drivers_autoprobe")
     return True
 
 
