@@ -362,8 +362,11 @@ static int run_shape(struct bench *b, const struct shape *s, const char *what, p
 	} else {
 		ret = compare_ways(b, rq, s->name, what, &layer, &nvme);
 	}
-	/* Providers that C knows hand their memory out by the page. */
-	if (!ret && (base || !b->paged) && s->p2p)
+	/*
+	 * Providers that C knows hand their memory out by the page. The buffer is
+	 * scattered if it is RAM, and else one piece.
+	 */
+	if (!ret && (base || !b->paged) && s->p2p && (s->pages == 1 || s->scattered == !base))
 		ret = run_premapped(b, s->name, what, s->bytes, s->bytes / SZ_4K,
 				    base ? b->list[0].phys : 0, b->mapped);
 	free_request(rq);

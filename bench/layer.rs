@@ -15,7 +15,10 @@ use kernel::{
     },
     dma::DataDirection,
     io::PhysAddr,
-    page::Page,
+    page::{
+        Page,
+        PAGE_SIZE, //
+    },
     pci,
     physdma::{
         provider_of,
@@ -203,8 +206,24 @@ pub struct Buffer {
     premapped: Premapped<'static>,
 }
 
-/// Maps `pages` pages for many uses: of RAM, or the memory of a provider from `phys` on. Returns
-/// null on failure.
+/// Pages of which no two in a row are neighbours, as `scatter()` has them.
+fn scattered(count: usize) -> Result<KVec<Page>> {
+    let (mut pages, mut unfit) = (KVec::<Page>::new(), KVec::new());
+
+    while pages.len() < count {
+        let page = Page::alloc_page(GFP_KERNEL)?;
+        match pages.last() {
+            Some(last) if last.phys() + PAGE_SIZE as PhysAddr == page.phys() => {
+                unfit.push(page, GFP_KERNEL)?
+            }
+            _ => pages.push(page, GFP_KERNEL)?,
+        }
+    }
+    Ok(pages)
+}
+
+/// Maps `pages` scattered pages of RAM for many uses, or the memory of a provider from `phys` on.
+/// Returns null on failure.
 ///
 /// # Safety
 ///
@@ -221,11 +240,7 @@ pub unsafe extern "C" fn bench_buffer_new(
         let bytes = pages.checked_mul(0x1000).ok_or(EINVAL)?;
         let piece = PhysBvec::new(phys, bytes).ok_or(EINVAL)?;
         let premapped = if phys == 0 {
-            let mut list = KVec::new();
-            for _ in 0..pages {
-                list.push(Page::alloc_page(GFP_KERNEL)?, GFP_KERNEL)?;
-            }
-            client.premap(list, DataDirection::FromDevice)?
+            client.premap(scattered(pages as usize)?, DataDirection::FromDevice)?
         } else {
             let provider = provider_of(piece)?.ok_or(ENODEV)?;
             // It is asked for from its first byte on.
