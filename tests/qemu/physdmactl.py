@@ -125,7 +125,8 @@ def run(t):
             t.vm.sh("python3 -c 'import signal, os; signal.signal(signal.SIGINT, "
                     "signal.default_int_handler); os.execvp(\"physdmactl\", [\"physdmactl\", "
                     "\"watch\"])' & for try in $(seq 100); do grep -qs 1 "
-                    f"{INSTANCE}/events/physdma/enable && break; sleep 0.1; done; kill -{number} $!")
+                    f"{INSTANCE}/events/physdma/enable && break; sleep 0.1; done; kill -{number} $!; "
+                    "wait $!")
             s.gone()
     if t.mode == "refused":
         refused(t, s)

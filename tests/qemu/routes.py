@@ -223,7 +223,7 @@ def refuses(t, edu, provider, reason):
     before, at = failures(t), len(t.vm.log())
     assert not fetches(t, edu, first, "dma_bits=32"), f"{edu} fetched from {provider}"
     assert failures(t) == {**before, "EINVAL": before["EINVAL"] + 1}, failures(t)
-    assert f"no DMA to memory of {provider}: {reason}" in t.vm.log()[at:]
+    t.vm.wait_for(re.escape(f"no DMA to memory of {provider}: {reason}"), after=at)
 
 
 def disabled(t):

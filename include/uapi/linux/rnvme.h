@@ -102,8 +102,8 @@
  * ENXIO	no driver has opened all of that range of that BAR; or it has, but
  *		hands out the memory by its pages, as the C driver nvme does
  * ENODEV	the provider is going away
- * EHOSTUNREACH	the controller has no way to that memory; why, the log says the
- *		first time, and /sys/kernel/debug/physdma/routes, if it is there
+ * EHOSTUNREACH	the controller has no way to that memory. The log says why, the
+ *		first time; so does /sys/kernel/debug/physdma/routes, if it is there
  * EPERM	the kernel is locked down
  * EFAULT	not all of the program's memory is there and can be written, or
  *		it is nothing that other devices can reach

@@ -23,11 +23,11 @@ pub(super) fn count(error: Error) -> Error {
     error
 }
 
-/// How many requests of all clients could not be mapped since the kernel was booted, by errno;
-/// [`None`] is any other than those listed.
+/// How often memory could not be mapped for a client since the kernel was booted, by errno; [`None`]
+/// is any other than those listed.
 ///
-/// What each errno means is said of [`Client::map`]. Requests for which there is no route are
-/// counted for each provider and client, too: [`Traffic::refused`].
+/// What each errno means is said of [`Client::map`]. What there is no route for is counted for each
+/// provider and client, too: [`Traffic::refused`].
 ///
 /// May be called in any context.
 ///
