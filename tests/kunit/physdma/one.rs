@@ -126,7 +126,7 @@ fn longest(bed: Bed<'_>) -> Result {
         let client = client(&recorder, LIMITS)?;
         let mut slot = Mapping::default();
 
-        let list = [at(&bed.bridge, 0, (MAX + 1).into())?];
+        let list = [at(&bed.bridge, 0, MAX + 1)?];
         check_eq!(
             client.map_one(&mut slot, &Raw::new(&list)?, FromDevice),
             Ok(None)
@@ -137,7 +137,7 @@ fn longest(bed: Bed<'_>) -> Result {
         );
         check!(recorder.called(&[]));
 
-        let list = [at(&bed.bridge, 0, MAX.into())?];
+        let list = [at(&bed.bridge, 0, MAX)?];
         let only = client.map_one(&mut slot, &Raw::new(&list)?, FromDevice)?;
         check_eq!(only.map(|segment| segment.len), Some(MAX));
         let (segments, _) = map(&client, &mut slot, Raw::new(&list)?)?;
