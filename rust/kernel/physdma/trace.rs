@@ -115,12 +115,12 @@ mod tell {
         path: Path,
     ) {
         let path = match path {
-            Path::Single => bindings::physdma_path_PHYSDMA_SINGLE,
-            Path::Iova => bindings::physdma_path_PHYSDMA_IOVA,
-            Path::Direct => bindings::physdma_path_PHYSDMA_DIRECT,
-            Path::Bus => bindings::physdma_path_PHYSDMA_BUS,
-            Path::Internal => bindings::physdma_path_PHYSDMA_INTERNAL,
-            Path::Mixed => bindings::physdma_path_PHYSDMA_MIXED,
+            Path::Single => bindings::physdma_path_PHYSDMA_PATH_SINGLE,
+            Path::Iova => bindings::physdma_path_PHYSDMA_PATH_IOVA,
+            Path::Direct => bindings::physdma_path_PHYSDMA_PATH_DIRECT,
+            Path::Bus => bindings::physdma_path_PHYSDMA_PATH_BUS,
+            Path::Internal => bindings::physdma_path_PHYSDMA_PATH_INTERNAL,
+            Path::Mixed => bindings::physdma_path_PHYSDMA_PATH_MIXED,
         };
         // SAFETY: It is a device; the rest are numbers. CAST: One of four.
         unsafe {
