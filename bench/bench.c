@@ -294,7 +294,7 @@ static int compare_ways(struct bench *b, struct request *rq, const char *name, c
 	}
 	for (i = 1; i >= 0; i--) {
 		costs[i] = measure(ROUNDS, map_unmap, &trials[i]);
-		/* To fail is cheap, from some time on. */
+		/* What fails is cheap. */
 		if (trials[i].bytes != blk_rq_payload_bytes(rq)) {
 			pr_err("%s, %s: %s maps the request no more\n", name, what,
 			       trials[i].way->name);

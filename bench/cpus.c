@@ -64,7 +64,7 @@ static u64 rate(struct worker *workers, int nr)
 		kthread_stop(workers[i].task);
 	ns = ktime_get_ns() - start;
 	for (i = 0; i < nr; i++) {
-		/* To fail is quick. */
+		/* What fails is quick. */
 		if (workers[i].trial.bytes != blk_rq_payload_bytes(workers[i].trial.rq))
 			return 0;
 		done += workers[i].done;

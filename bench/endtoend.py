@@ -91,8 +91,9 @@ class Stack:
     def copy(self, first):
         """MiB a second from disk to disk, by bios, by way of memory of another device."""
         said = self.vm.sh(
-            f"set -e; read -r a rest < /proc/uptime; echo copy /dev/{self.disks[0]} /dev/{self.disks[1]} "
-            f"{COPY_MB * MB} {first:#x}:{4 * MB} 65536 1 | dd of={IO} bs=4k status=none; "
+            "set -e; read -r a rest < /proc/uptime; "
+            f"echo copy /dev/{self.disks[0]} /dev/{self.disks[1]} {COPY_MB * MB} "
+            f"{first:#x}:{4 * MB} 65536 1 | dd of={IO} bs=4k status=none; "
             "read -r b rest < /proc/uptime; echo $a $b", limit=60)
         begin, end = (float(word) for word in said.split())
         return COPY_MB / (end - begin)

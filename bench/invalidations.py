@@ -51,13 +51,11 @@ def rows():
                 found.append({
                     "area": "IOMMU", "name": name, "config": f"iommu=strict, {what}",
                     "physdma": mine, "peer": other, "peer_name": "blk_rq_dma_map_iter",
-                    "unit": "per request", "ratio": round(mine / other, 3) if other else None,
+                    "unit": "per request", "ratio": round(mine / other, 3),
                     "goal": goal, "missed": missed,
                 })
-                ratio = f"{mine / other:8.2f}" if other else f"{'':8}"
-                print(f"{name:34}{what:40}{mine:>9.1f}{other:>9.1f}{ratio}{goal or '':>6}"
-                      f"{' missed' if missed else ''}",
-                      flush=True)
+                print(f"{name:34}{what:40}{mine:>9.1f}{other:>9.1f}{mine / other:>8.2f}"
+                      f"{goal or '':>6}{' missed' if missed else ''}", flush=True)
         if vm.reports():
             sys.exit(f"bench: counting failed, see {vm.console}")
     return found

@@ -21,7 +21,7 @@ import sizes
 import summary
 from harness import REPORTS
 
-# Of what is off by so much, being behind would not be seen.
+# By how much a ratio may be off before it says little of who is behind.
 UNSURE = 0.1
 
 # Whose goals are numbers, and not ratios.
@@ -52,9 +52,8 @@ def main() -> None:
     for row in unsure:
         print(f"unsure  {row['name']}, {row['config']}: {row['ratio']} ± {row['doubt']}, "
               f"{row['unit']}")
-    print(f"{len(rows)} rows, {len(missed)} of them miss their goal, and {len(unsure)} say little, "
-          f"as the machine is not quiet; "
-          f"{time.monotonic() - begin:.0f} s")
+    print(f"{len(rows)} rows, {len(missed)} of them miss their goal; {len(unsure)} are unsure, "
+          f"for which the machine was too busy; {time.monotonic() - begin:.0f} s")
 
 
 if __name__ == "__main__":
