@@ -23,6 +23,8 @@ LIMIT = 180
 
 IO = "/sys/kernel/debug/physdma_bios/io"
 INSTANCE = "/sys/kernel/tracing/instances/physdmactl"
+WATCHED = f"for try in $(seq 100); do grep -qs 1 {INSTANCE}/events/physdma/enable && break; " \
+    "sleep 0.1; done"
 MB = 1 << 20
 
 
@@ -59,7 +61,7 @@ class Session:
         return self.t.vm.sh(f"physdmactl {words}", check=False)
 
     def fails(self, words, why):
-        """Whether it says that there is nothing to be said, and why."""
+        """Fails unless it says that it has no answer, and why."""
         said, code = self.tell(f"{words} 2>&1; echo $?").strip().rsplit("\n", 1)
         assert code == "2" and why in said and "Traceback" not in said, (words, code, said)
 
@@ -70,10 +72,8 @@ class Session:
 
     def watch(self, count, command):
         """The events while `command` is run."""
-        self.t.vm.sh(f"physdmactl --json watch -n {count} > /tmp/events 2> /tmp/error & "
-                     "for try in $(seq 100); do grep -qs 1 "
-                     f"{INSTANCE}/events/physdma/enable && exit; "
-                     "sleep 0.1; done; cat /tmp/error; exit 1")
+        self.t.vm.sh(f"physdmactl --json watch -n {count} > /tmp/events 2> /tmp/error & {WATCHED}; "
+                     f"[ -e {INSTANCE} ] || {{ cat /tmp/error; exit 1; }}")
         command()
         for _ in range(100):
             lines = self.t.vm.sh("cat /tmp/events; cat /tmp/error >&2").splitlines()
@@ -122,10 +122,8 @@ def run(t):
         t.vm.sh(f"rmdir {INSTANCE}")
     with t.case("whoever watches goes"):
         for number in "TERM", "HUP", "INT":
-            t.vm.sh("python3 -c 'import signal, os; signal.signal(signal.SIGINT, "
-                    "signal.default_int_handler); os.execvp(\"physdmactl\", [\"physdmactl\", "
-                    "\"watch\"])' & for try in $(seq 100); do grep -qs 1 "
-                    f"{INSTANCE}/events/physdma/enable && break; sleep 0.1; done; kill -{number} $!; "
+            # What a shell has in the background ignores SIGINT.
+            t.vm.sh(f"env --default-signal=INT physdmactl watch & {WATCHED}; kill -{number} $!; "
                     "wait $!")
             s.gone()
     if t.mode == "refused":
